@@ -1,0 +1,1 @@
+"""Numba kernels, installed as `pg2ref.kernels`; they import numpy, numba and llvmlite only."""

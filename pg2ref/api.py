@@ -1,0 +1,328 @@
+"""The public face: `load()` and `Model`. What it does is done elsewhere; here it is put together."""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pg2ref.arrays import Array
+from pg2ref.checkpoint.loader import Checkpoint, load_checkpoint, not_finite_tensors
+from pg2ref.checkpoint.locate import locate
+from pg2ref.errors import CheckpointError, UsageError
+from pg2ref.generation.beam import beam_search
+from pg2ref.generation.generate import TokenEvent, generate
+from pg2ref.generation.sampling import make_sampler
+from pg2ref.inputs.image import ImageSource, pixel_values, read_image
+from pg2ref.inputs.prompt import prompt_ids
+from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
+from pg2ref.model.backend import operations
+from pg2ref.model.paligemma import PaliGemma, encode_images, prefill
+from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token
+from pg2ref.policy import PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
+from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
+
+PRECISIONS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+MOST_NEW_TOKENS = 8192
+
+
+def load(
+    name: str | Path,
+    *,
+    precision: str = "f32",
+    backend: str = "numpy",
+    preset: str = "transformers",
+    resize: str | None = None,
+    window: str | None = None,
+) -> "Model":
+    """Open a checkpoint: a folder, or the name of one in the local Hugging Face cache. Nothing is downloaded.
+
+    Args:
+        name: a folder with config.json, or `org/name[@revision]`.
+        precision: `f32` activations and sums, or `f64` for the truth that judges it.
+        backend: `numpy`, the reference.
+        preset: whose choice to follow where libraries differ: transformers, big_vision, keras, gemma_cpp.
+        resize: one choice apart from the preset's; see inputs/image.py.
+        window: likewise; see model/masks.py.
+
+    Raises:
+        ModelNotAvailableError: there is nothing under that name.
+        CheckpointError: the files contradict each other.
+        UsageError: an option has no such value.
+    """
+    _check_choice("precision", precision, PRECISIONS)
+    _check_choice("preset", preset, PRESETS)
+    policy = PRESETS[preset]
+    policy = Policy(resize=resize or policy.resize, window=window or policy.window)
+    _check_choice("resize", policy.resize, RESIZE_POLICIES)
+    _check_choice("window", policy.window, WINDOW_POLICIES)
+    ops = operations(backend)
+    folder = locate(name)
+    checkpoint = load_checkpoint(folder)
+    tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
+    _check_vocabulary(tokenizer, checkpoint)
+    numbers = PaliGemma(checkpoint.params, checkpoint.config, PRECISIONS[precision], ops, policy.window)
+    described = {"id": str(name), "precision": precision, "backend": backend, "weights": checkpoint.weight_type}
+    return Model(checkpoint, tokenizer, numbers, policy, described)
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A token and the text that has become certain with it: an unfinished UTF-8 sequence waits for its end."""
+
+    token: TokenEvent
+    text: str
+
+
+class Model:
+    """A checkpoint that answers. Made by `load()`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        numbers: PaliGemma,
+        policy: Policy,
+        described: dict[str, str],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.tokenizer = tokenizer
+        self.numbers = numbers
+        self.policy = policy
+        self.described = described
+
+    def generate(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Result:
+        """Answer a prompt about one image or several; options as for `stream`."""
+        answer = self.stream(images, prompt, **options)
+        for _ in answer:
+            pass
+        return answer.result()
+
+    def stream(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        beams: int = 1,
+        logprobs: int = 0,
+        use_cache: bool = True,
+        tap: Tap = no_tap,
+    ) -> "Answer":
+        """The same token by token: iterate over the answer, then ask it for its `result()`.
+
+        Args:
+            images: a path, a binary file object, a PIL image or a uint8 array, or a list of them.
+            prompt: the task, `caption en` say, without a newline at its end.
+            max_new_tokens: stop after so many.
+            temperature: 0 takes the best token each time; above, tokens are drawn at random.
+            top_k: draw from so many best tokens.
+            top_p: draw from the best tokens that hold this share of the probability.
+            seed: of the random numbers.
+            beams: above 1, beam search; nothing is streamed before it ends.
+            logprobs: how many of the likeliest tokens to report in each place.
+            use_cache: False computes everything anew for each token, for checking.
+            tap: listens to every stage (trace.py).
+
+        Raises:
+            UsageError: options that make no sense.
+            InputError: an image cannot be read, or the prompt and the images do not fit together.
+        """
+        sampler = make_sampler(temperature, top_k, top_p, seed)
+        if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}, expected 1 to {MOST_NEW_TOKENS}")
+        if beams < 1 or (beams > 1 and (temperature > 0 or not use_cache)):
+            raise UsageError(f"beams is {beams}: expected 1 or more, and no temperature or no-cache with beam search")
+        if logprobs < 0:
+            raise UsageError(f"logprobs is {logprobs}, expected 0 or more")
+        prepared = self.prepare(images, prompt)
+
+        def tokens(image_embeddings_ID: Array, guard: Tap) -> Iterator[TokenEvent]:
+            shared: dict[str, Any] = {
+                "max_new_tokens": max_new_tokens,
+                "num_alternatives": logprobs,
+                "tap": guard,
+            }
+            if beams > 1:
+                return iter(
+                    beam_search(self.numbers, image_embeddings_ID, prepared.prompt_ids, num_beams=beams, **shared)
+                )
+            return generate(
+                self.numbers,
+                image_embeddings_ID,
+                prepared.prompt_ids,
+                sampler=sampler,
+                use_cache=use_cache,
+                **shared,
+            )
+
+        return Answer(self, prepared, tokens, max_new_tokens, tap)
+
+    def trace(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Trace:
+        """Record every stage of reading images and prompt; `points` (a function of the stage's name) chooses some."""
+        trace = Trace(**options)
+        prepared = self.prepare(images, prompt)
+        embeddings_ID = encode_images(self.numbers, prepared.pixel_values, tap=trace)
+        length = len(prepared.prompt_ids)
+        cache = self.numbers.empty_cache(length, length)
+        prefill(self.numbers, embeddings_ID, prepared.prompt_ids, cache, tap=trace)
+        return trace
+
+    def prepare(self, images: ImageSource | Sequence[ImageSource], prompt: str) -> "Prepared":
+        """Read and resize the images and lay out the prompt; no arithmetic of the model yet."""
+        sources = list(images) if isinstance(images, (list, tuple)) else [images]
+        opened = [read_image(source) for source in sources]
+        vision = self.config.vision
+        return Prepared(
+            images=tuple(
+                InputImage(*_name_and_digest(source), size=image.size)
+                for source, image in zip(sources, opened, strict=True)
+            ),
+            pixel_values=[pixel_values(image, vision.image_size, self.policy.resize) for image in opened],
+            prompt=prompt,
+            prompt_ids=prompt_ids(
+                self.tokenizer, prompt, num_images=len(opened), num_image_tokens=vision.num_image_tokens
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Images and prompt as the model reads them."""
+
+    images: tuple[InputImage, ...]
+    pixel_values: list[Array]  # pixel_values_CYX of each image
+    prompt: str
+    prompt_ids: list[int]
+
+
+class Answer:
+    """An answer in the making. Iterate once; `result()` is complete afterwards."""
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        tokens: Callable[[Array, Tap], Iterator[TokenEvent]],
+        max_new_tokens: int,
+        tap: Tap,
+    ) -> None:
+        self.model, self.prepared = model, prepared
+        self._tokens, self._tap = tokens, Guard(tap)
+        self.events: list[TokenEvent] = []
+        self.text = ""
+        self.vision_seconds = 0.0
+        self.warnings = _warnings(model, prepared, max_new_tokens)
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        """Compute, and yield each token as soon as it is chosen."""
+        detokenizer = IncrementalDetokenizer(self.model.tokenizer)
+        events = self._computed(self._start)
+        while (event := self._computed(lambda: next(events, None))) is not None:
+            self.events.append(event)
+            ended = event.finish_reason == "stop"
+            piece = "" if ended else detokenizer.feed(event.token_id)
+            if event.finish_reason:
+                piece += detokenizer.flush()
+            self.text += piece
+            yield StreamEvent(event, piece)
+
+    def _start(self) -> Iterator[TokenEvent]:
+        started = time.perf_counter()
+        embeddings_ID = encode_images(self.model.numbers, self.prepared.pixel_values, tap=self._tap)
+        self.vision_seconds = time.perf_counter() - started
+        return self._tokens(embeddings_ID, self._tap)
+
+    def _computed(self, compute: Callable[[], Any]) -> Any:
+        """Run a piece of the computation; numbers that are not finite become an error that names the tensor."""
+        try:
+            with np.errstate(all="ignore"):  # the guard looks at what comes out
+                return compute()
+        except NotFiniteError as error:
+            name = next(iter(not_finite_tensors(self.model.checkpoint.tensors)), None)
+            if name is None:
+                raise
+            raise CheckpointError(
+                f"{name} holds NaN or infinity, so {error.stage} does: download the checkpoint again "
+                "(`pg2ref inspect --verify` lists every such tensor)"
+            ) from None
+
+    def result(self) -> Result:
+        """Everything about the answer so far."""
+        tokenizer, prepared = self.model.tokenizer, self.prepared
+        decode_seconds = sum(event.seconds for event in self.events[1:])
+        return Result(
+            model=self.model.described,
+            images=prepared.images,
+            prompt=prepared.prompt,
+            prompt_ids=tuple(prepared.prompt_ids),
+            num_image_tokens=sum(i == tokenizer.image_token_id for i in prepared.prompt_ids),
+            text=self.text,
+            finish_reason=(self.events[-1].finish_reason if self.events else None) or "length",
+            tokens=tuple(
+                Token(
+                    event.token_id,
+                    tokenizer.piece(event.token_id),
+                    event.logprob,
+                    tuple(
+                        Alternative(other.token_id, tokenizer.piece(other.token_id), other.logprob)
+                        for other in event.alternatives
+                    ),
+                )
+                for event in self.events
+            ),
+            policy=self.model.policy._asdict(),
+            timing=Timing(
+                vision_seconds=self.vision_seconds,
+                prefill_seconds=self.events[0].seconds if self.events else 0.0,
+                decode_seconds=decode_seconds,
+                decode_tokens_per_second=(len(self.events) - 1) / decode_seconds if decode_seconds else None,
+            ),
+            warnings=self.warnings,
+            versions={name: version(name) for name in ("pg2ref", "numpy")} | {"python": platform.python_version()},
+        )
+
+
+def _warnings(model: Model, prepared: Prepared, max_new_tokens: int) -> tuple[str, ...]:
+    found = []
+    most = model.config.text.max_position_embeddings
+    if len(prepared.prompt_ids) + max_new_tokens > most:
+        found.append(f"the prompt and max_new_tokens together pass the {most} positions the model was made for")
+    if prepared.prompt.endswith("\n"):
+        found.append("the prompt ends with a newline; one is added anyway, and two are another token than one")
+    return tuple(found)
+
+
+def _name_and_digest(source: ImageSource) -> tuple[str | None, str | None]:
+    if not isinstance(source, (str, os.PathLike)):
+        return None, None
+    if not os.path.isfile(source):  # a pipe has been read already
+        return os.fspath(source), None
+    with open(source, "rb") as stream:
+        return os.fspath(source), hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Every id of a text needs a row in the embedding; `<image>` alone, when it is the last, does not."""
+    rows, last_id = checkpoint.config.text.vocab_size, tokenizer.vocab_size - 1
+    if last_id - (last_id == tokenizer.image_token_id) >= rows:
+        raise CheckpointError(
+            f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the embedding {rows:,} rows: "
+            "they are not of one checkpoint; copy both again from the same one"
+        )
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} {value!r} is not one of {', '.join(choices)}")

@@ -1,0 +1,145 @@
+"""Which tensors a checkpoint must hold, under which names, in which shapes, and how they become `Params`.
+
+One canonical name a tensor; the four families of names in circulation are folded into it by `canonical_name`:
+
+    A  the release of December 2024       language_model.model.X        vision_tower.vision_model.X
+    B  saved by Transformers 5.23         language_model.model.X        vision_tower.X
+    C  its modules in memory              model.language_model.X        model.vision_tower.X        lm_head.weight
+    D  Transformers 4.52 to 4.57          model.language_model.X        model.vision_tower.vision_model.X
+"""
+
+from collections.abc import Mapping
+
+from pg2ref.arrays import Array
+from pg2ref.config import Gemma2Config, PaliGemmaConfig, SiglipConfig
+from pg2ref.model.gemma2 import DecoderLayer, Gemma2Params
+from pg2ref.model.ops import Affine
+from pg2ref.model.paligemma import Params
+from pg2ref.model.siglip import SiglipLayer, SiglipParams
+
+Shapes = dict[str, tuple[int, ...]]
+LM_HEAD = "lm_head.weight"
+# Buffers that old files carry and nothing reads, and SigLIP's pooling head, which PaliGemma has no use for.
+IGNORED_SUFFIXES = ("position_ids", "rotary_emb.inv_freq")
+IGNORED_PREFIXES = ("vision_tower.head.",)
+
+
+def canonical_name(name: str) -> str:
+    """The name that `expected_shapes` uses for a tensor of any family (Transformers conversion_mapping.py)."""
+    name = name.removeprefix("model.").replace("language_model.model.", "language_model.", 1)
+    name = name.replace("vision_tower.vision_model.", "vision_tower.", 1)
+    return name.removeprefix("language_model.") if name == "language_model." + LM_HEAD else name
+
+
+def is_ignored(canonical: str) -> bool:
+    """Whether a tensor may lie in the file although the model has no place for it."""
+    return canonical.endswith(IGNORED_SUFFIXES) or canonical.startswith(IGNORED_PREFIXES)
+
+
+def expected_shapes(config: PaliGemmaConfig) -> Shapes:
+    """Canonical name -> shape of every tensor that must be there; `lm_head.weight` only where it is not tied."""
+    text, vision = config.text, config.vision
+    shapes = vision_shapes(vision)
+    shapes["multi_modal_projector.linear.weight"] = (text.hidden_size, vision.hidden_size)
+    shapes["multi_modal_projector.linear.bias"] = (text.hidden_size,)
+    shapes |= text_shapes(text)
+    if not config.tie_word_embeddings:
+        shapes[LM_HEAD] = (text.vocab_size, text.hidden_size)
+    return shapes
+
+
+def vision_shapes(config: SiglipConfig) -> Shapes:
+    """The vision tower's tensors."""
+    E, M, patch = config.hidden_size, config.intermediate_size, config.patch_size
+    outputs_inputs = {
+        "self_attn.q_proj": (E, E),
+        "self_attn.k_proj": (E, E),
+        "self_attn.v_proj": (E, E),
+        "self_attn.out_proj": (E, E),
+        "mlp.fc1": (M, E),
+        "mlp.fc2": (E, M),
+    }
+    at = "vision_tower."
+    shapes: Shapes = {
+        f"{at}embeddings.patch_embedding.weight": (E, config.num_channels, patch, patch),
+        f"{at}embeddings.patch_embedding.bias": (E,),
+        f"{at}embeddings.position_embedding.weight": (config.num_image_tokens, E),
+    }
+    for i in range(config.num_hidden_layers):
+        layer = f"{at}encoder.layers.{i}."
+        for norm in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{layer}{norm}.weight": (E,), f"{layer}{norm}.bias": (E,)}
+        for name, (outputs, inputs) in outputs_inputs.items():
+            shapes |= {f"{layer}{name}.weight": (outputs, inputs), f"{layer}{name}.bias": (outputs,)}
+    return shapes | {f"{at}post_layernorm.weight": (E,), f"{at}post_layernorm.bias": (E,)}
+
+
+def text_shapes(config: Gemma2Config) -> Shapes:
+    """The decoder's tensors; no biases, and norms store w of (1 + w)."""
+    D, F = config.hidden_size, config.intermediate_size
+    query_width = config.num_attention_heads * config.head_dim
+    key_width = config.num_key_value_heads * config.head_dim
+    leaves: Shapes = {
+        "input_layernorm": (D,),
+        "self_attn.q_proj": (query_width, D),
+        "self_attn.k_proj": (key_width, D),
+        "self_attn.v_proj": (key_width, D),
+        "self_attn.o_proj": (D, query_width),
+        "post_attention_layernorm": (D,),
+        "pre_feedforward_layernorm": (D,),
+        "mlp.gate_proj": (F, D),
+        "mlp.up_proj": (F, D),
+        "mlp.down_proj": (D, F),
+        "post_feedforward_layernorm": (D,),
+    }
+    shapes: Shapes = {"language_model.embed_tokens.weight": (config.vocab_size, D)}
+    for i in range(config.num_hidden_layers):
+        shapes |= {f"language_model.layers.{i}.{leaf}.weight": shape for leaf, shape in leaves.items()}
+    return shapes | {"language_model.norm.weight": (D,)}
+
+
+def assemble(config: PaliGemmaConfig, tensors: Mapping[str, Array]) -> Params:
+    """Put checked tensors, under their canonical names, in their places."""
+
+    def affine(path: str) -> Affine:
+        return Affine(tensors[f"{path}.weight"], tensors[f"{path}.bias"])
+
+    embed_tokens = tensors["language_model.embed_tokens.weight"]
+    return Params(
+        vision_tower=SiglipParams(
+            patch_embedding=affine("vision_tower.embeddings.patch_embedding"),
+            position_embedding=tensors["vision_tower.embeddings.position_embedding.weight"],
+            layers=tuple(
+                SiglipLayer(**{leaf: affine(path) for leaf, path in _vision_layer_paths(i).items()})
+                for i in range(config.vision.num_hidden_layers)
+            ),
+            post_layernorm=affine("vision_tower.post_layernorm"),
+        ),
+        multi_modal_projector=affine("multi_modal_projector.linear"),
+        language_model=Gemma2Params(
+            embed_tokens=embed_tokens,
+            layers=tuple(
+                DecoderLayer(**{leaf: tensors[f"{path}.weight"] for leaf, path in _text_layer_paths(i).items()})
+                for i in range(config.text.num_hidden_layers)
+            ),
+            norm=tensors["language_model.norm.weight"],
+            lm_head=tensors.get(LM_HEAD, embed_tokens),  # a head in the file is used even where the config ties it
+        ),
+    )
+
+
+def _vision_layer_paths(layer: int) -> dict[str, str]:
+    at = f"vision_tower.encoder.layers.{layer}."
+    return {leaf: at + _folder_of(leaf) + leaf for leaf in SiglipLayer._fields}
+
+
+def _text_layer_paths(layer: int) -> dict[str, str]:
+    at = f"language_model.layers.{layer}."
+    return {leaf: at + _folder_of(leaf) + leaf for leaf in DecoderLayer._fields}
+
+
+def _folder_of(leaf: str) -> str:
+    """Where a layer's leaf lies: attention projections, the MLP's matrices, or the layer itself (norms)."""
+    if leaf in ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"):
+        return "self_attn."
+    return "mlp." if leaf in ("gate_proj", "up_proj", "down_proj", "fc1", "fc2") else ""

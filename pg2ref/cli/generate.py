@@ -1,0 +1,130 @@
+"""`pg2ref generate`."""
+
+import io
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pg2ref.cli.options import computation_options, json_option, model_option, open_model, required_model
+from pg2ref.cli.progress import LayerProgress, ProgressLine
+from pg2ref.errors import PromptError, UsageError
+
+if TYPE_CHECKING:
+    from pg2ref.api import Answer, Model
+
+
+@click.command("generate", short_help="Answer a prompt about an image.")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@model_option
+@click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
+@click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
+@click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
+@click.option("--top-k", type=int, help="Draw from so many best tokens only; needs --temperature.")
+@click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability.")
+@click.option("--seed", default=0, show_default=True, help="Of the draws: the same seed, the same answer.")
+@click.option("--beams", default=1, show_default=True, help="Above 1: beam search.")
+@click.option(
+    "--logprobs",
+    default=0,
+    show_default=True,
+    metavar="K",
+    help="Print a line a token, with its log-probability and the K likeliest.",
+)
+@click.option("--no-cache", is_flag=True, help="Compute everything anew for each token: a check, slow.")
+@computation_options
+@json_option
+@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was read and how long each phase took.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
+def command(
+    images: tuple[str, ...],
+    name: str | None,
+    prompt: str,
+    no_cache: bool,
+    precision: str,
+    backend: str,
+    preset: str,
+    resize: str | None,
+    window: str | None,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Answer a prompt about an image, or about several; `-` reads one image from stdin.
+
+    \b
+    pg2ref generate photo.jpg -m ./paligemma2-3b-mix-224
+    pg2ref generate photo.jpg -m google/paligemma2-3b-mix-224 -p "answer en how many cats?"
+    pg2ref generate left.png right.png -m ./nlvr2 -p "answer en both show a dog" --json
+    curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
+    """
+    required_model(name)  # before anything waits for stdin
+    sources, prompt = read_stdin(images, prompt)
+    line = ProgressLine(enabled=not quiet)
+    model = open_model(name, precision=precision, backend=backend, preset=preset, resize=resize, window=window)
+    if verbose:
+        describe(model)
+    answer = model.stream(
+        sources, prompt, use_cache=not no_cache, tap=LayerProgress(line, model, len(sources)), **options
+    )
+    try:
+        print_answer(answer, line, as_json, options["max_new_tokens"], options["logprobs"])
+    finally:
+        line.clear()
+    if not quiet:
+        for warning in answer.warnings:
+            click.echo(f"pg2ref: warning: {warning}", err=True)
+    if verbose:
+        timing = answer.result().timing
+        click.echo(
+            f"vision {timing.vision_seconds:.2f} s, prompt {timing.prefill_seconds:.2f} s, "
+            f"answer {timing.decode_seconds:.2f} s for {len(answer.events)} tokens",
+            err=True,
+        )
+
+
+def read_stdin(images: tuple[str, ...], prompt: str) -> tuple[list[Any], str]:
+    """Image sources and prompt, with the one `-` among them replaced by what stdin holds."""
+    if [*images, prompt].count("-") > 1:
+        raise UsageError("`-` can stand for one image or for the prompt, once")
+    if prompt == "-":
+        return list(images), decode_prompt(sys.stdin.buffer.read())
+    return [io.BytesIO(sys.stdin.buffer.read()) if image == "-" else image for image in images], prompt
+
+
+def decode_prompt(stored: bytes) -> str:
+    """The prompt as it was piped in, without the newline that ends a line."""
+    try:
+        return stored.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"the prompt on stdin is not UTF-8: byte {error.start} is 0x{stored[error.start]:02X}; convert it"
+        ) from None
+
+
+def describe(model: "Model") -> None:
+    """What was found, for --verbose."""
+    checkpoint = model.checkpoint
+    click.echo(f"{checkpoint.folder}: {checkpoint.total_bytes / 1e9:.2f} GB {checkpoint.weight_type}", err=True)
+
+
+def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_tokens: int, logprobs: int) -> None:
+    """The text as it comes, or one JSON object at the end, or a line a token with its likeliest rivals."""
+    streams_text = not as_json and not logprobs
+    for event in answer:
+        line.clear()
+        if streams_text:
+            click.echo(event.text, nl=False)
+            sys.stdout.flush()
+        if not (streams_text and sys.stdout.isatty()):
+            line.show("answering", len(answer.events), max_new_tokens, f"{len(answer.events)} tokens")
+    line.clear()
+    if as_json:
+        click.echo(answer.result().to_json())
+    elif logprobs:
+        for token in answer.result().tokens:
+            rivals = "  ".join(f"{other.text!r} {other.logprob:.3f}" for other in token.top)
+            click.echo(f"{token.logprob:8.3f}  {token.text!r:<16} {rivals}")
+    else:
+        click.echo()

@@ -1,0 +1,91 @@
+"""Options that several commands share, and the model they choose."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pg2ref.errors import UsageError
+from pg2ref.policy import PRESETS, RESIZE_POLICIES, WINDOW_POLICIES
+
+if TYPE_CHECKING:
+    from pg2ref.api import Model
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+model_option = click.option(
+    "-m",
+    "--model",
+    "name",
+    metavar="MODEL",
+    help="A checkpoint folder, or org/name[@revision] in the local Hugging Face cache.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+def _limit_threads(ctx: click.Context, parameter: click.Parameter, threads: int | None) -> None:
+    """NumPy's BLAS reads these variables once, when it is loaded: no command module may import it at its top."""
+    if threads is not None and "numpy" not in sys.modules:
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+def computation_options(command: Command) -> Command:
+    """How to compute: precision, backend, threads, and the choices where libraries differ."""
+    options = [
+        click.option(
+            "--precision",
+            type=click.Choice(["f32", "f64"]),
+            default="f32",
+            show_default=True,
+            help="Of activations and sums; f64 is slow, and there to check f32 with.",
+        ),
+        click.option("--backend", type=click.Choice(["numpy"]), default="numpy", show_default=True),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            is_eager=True,
+            expose_value=False,
+            callback=_limit_threads,
+            help="Threads for matrix products; all cores by default.",
+        ),
+        click.option(
+            "--preset",
+            type=click.Choice(list(PRESETS)),
+            default="transformers",
+            show_default=True,
+            help="Whose choices to follow where libraries differ.",
+        ),
+        click.option(
+            "--resize",
+            type=click.Choice(RESIZE_POLICIES),
+            help="How the image is resized, whatever the preset says.",
+        ),
+        click.option(
+            "--window",
+            type=click.Choice(WINDOW_POLICIES),
+            help="What a sliding window hides, whatever the preset says; matters at 896 px.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def required_model(name: str | None) -> str:
+    """The model's name; there is no model to fall back on."""
+    if name is None:
+        raise UsageError(
+            "no model given: add -m FOLDER, or -m google/paligemma2-3b-mix-224 once it is in the Hugging Face cache"
+        )
+    return name
+
+
+def open_model(name: str | None, **choices: Any) -> "Model":
+    """Load the model; NumPy is imported here, after --threads."""
+    chosen = required_model(name)
+    from pg2ref.api import load
+
+    return load(chosen, **choices)

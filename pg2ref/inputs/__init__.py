@@ -1,0 +1,1 @@
+"""What a person brings, an image and a prompt, as the arrays and ids the model reads."""

@@ -1,0 +1,1 @@
+"""The mathematics: pure arrays in, pure arrays out. No files, no command line, no printing."""

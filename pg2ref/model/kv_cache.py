@@ -1,0 +1,48 @@
+"""The keys and values of everything a sequence has read so far: the one object that changes in place.
+
+With it a new token costs one row of work; without it the whole sequence is computed again. Both give the same
+numbers (a test shows it). Keys are stored after rotation, heads are not repeated.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pg2ref.arrays import Array
+from pg2ref.config import Gemma2Config
+from pg2ref.errors import Pg2RefError
+
+
+class KVCache:
+    """Room for `capacity_tokens` tokens of one sequence, allocated once and never grown.
+
+    `prefix_length` is the number of leading tokens that read each other in both directions.
+    """
+
+    def __init__(self, config: Gemma2Config, capacity_tokens: int, prefix_length: int, dtype: np.dtype[Any]) -> None:
+        shape = (config.num_hidden_layers, capacity_tokens, config.num_key_value_heads, config.head_dim)
+        self.key_LSKH = np.zeros(shape, dtype)
+        self.value_LSKH = np.zeros(shape, dtype)
+        self.prefix_length = prefix_length
+        self.length = 0
+
+    def write(self, layer: int, key_TKH: Array, value_TKH: Array) -> tuple[Array, Array]:
+        """Store one layer's new rows behind the `length` finished ones; return views of old and new together."""
+        stop = self.length + key_TKH.shape[0]
+        if stop > self.key_LSKH.shape[1]:
+            raise Pg2RefError(f"the KV cache has room for {self.key_LSKH.shape[1]} tokens, {stop} were written")
+        self.key_LSKH[layer, self.length : stop] = key_TKH
+        self.value_LSKH[layer, self.length : stop] = value_TKH
+        return self.key_LSKH[layer, :stop], self.value_LSKH[layer, :stop]
+
+    def advance(self, tokens: int) -> None:
+        """Declare `tokens` more tokens finished, after every layer has written them."""
+        self.length += tokens
+
+    def fork(self) -> "KVCache":
+        """A second sequence that has read the same tokens (beam search)."""
+        twin = object.__new__(KVCache)
+        twin.key_LSKH = self.key_LSKH.copy()
+        twin.value_LSKH = self.value_LSKH.copy()
+        twin.prefix_length, twin.length = self.prefix_length, self.length
+        return twin

@@ -1,0 +1,127 @@
+"""The operations of both towers in plain NumPy: the reference that every kernel is compared with.
+
+No function names a dtype inside its mathematics: float32 in gives the float32 reference, float64 in gives the truth
+that judges it. Weights are widened from the file's type to the input's, a block of rows at a time.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pg2ref.arrays import Array, widen
+
+BLOCK_WEIGHTS = 1 << 20  # widened at a time: 4 MB of float32 stay in the cache between widening and product
+
+
+class Affine(NamedTuple):
+    """A weight and its bias: of a linear layer (O, D) and (O,), of a LayerNorm (E,) and (E,)."""
+
+    weight: Array
+    bias: Array
+
+
+def linear(x_TD: Array, weight_OD: Array, bias_O: Array | None = None) -> Array:
+    """Multiply rows by a stored weight matrix, `x @ weight.T + bias`.
+
+    `weight_OD` lies as in the file, one row an output: bf16 bits, float16, float32 or float64.
+    """
+    out_TO = np.empty((x_TD.shape[0], weight_OD.shape[0]), x_TD.dtype)
+    step = max(1, BLOCK_WEIGHTS // weight_OD.shape[1])
+    for start in range(0, weight_OD.shape[0], step):
+        block_OD = widen(weight_OD[start : start + step], x_TD.dtype)
+        out_TO[:, start : start + step] = x_TD @ block_OD.T
+    if bias_O is not None:
+        out_TO += widen(bias_O, x_TD.dtype)
+    return out_TO
+
+
+def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
+    """Divide each row by its root mean square and multiply by (1 + scale), as Gemma stores it.
+
+    `eps` stands inside the root (Gemma 2 report, arXiv:2408.00118; Transformers modeling_gemma2.py, Gemma2RMSNorm).
+    """
+    mean_square_T1 = np.mean(np.square(x_TD), axis=-1, keepdims=True)
+    return x_TD / np.sqrt(mean_square_T1 + eps) * (1 + widen(scale_D, x_TD.dtype))
+
+
+def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
+    """Normalise each row to mean 0 and (biased) variance 1, then scale and shift (arXiv:1607.06450)."""
+    centred_TE = x_TE - x_TE.mean(axis=-1, keepdims=True)
+    variance_T1 = np.mean(np.square(centred_TE), axis=-1, keepdims=True)
+    return centred_TE / np.sqrt(variance_T1 + eps) * widen(scale_E, x_TE.dtype) + widen(bias_E, x_TE.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """The tanh form of GELU, `gelu_pytorch_tanh` in config.json (arXiv:1606.08415, section 2). Any shape."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * (x + 0.044715 * x**3)))
+
+
+def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
+    """GeGLU: gelu(gate) * up (arXiv:2002.05202)."""
+    return gelu(gate_TF) * up_TF
+
+
+def soft_cap(logits: Array, cap: float | None) -> Array:
+    """Squash logits smoothly into (-cap, cap). Any shape; None means no cap.
+
+    Gemma 2 uses 50 before the attention softmax and 30 on the final logits (arXiv:2408.00118, section 2).
+    """
+    return logits if cap is None else cap * np.tanh(logits / cap)
+
+
+def softmax(logits_TS: Array) -> Array:
+    """Softmax along the last axis; -inf gives exactly 0. Every row needs one finite entry."""
+    weights_TS = np.exp(logits_TS - logits_TS.max(axis=-1, keepdims=True))
+    return weights_TS / weights_TS.sum(axis=-1, keepdims=True)
+
+
+def attention_weights(
+    query_TNH: Array,
+    key_SKH: Array,
+    first_key_T: Array,
+    last_key_T: Array,
+    *,
+    scale: float,
+    logit_cap: float | None,
+) -> Array:
+    """How much each query reads of each key, `weights_NTS`: scale, cap, mask, softmax, in this order.
+
+    Row t reads keys first_key_T[t] to last_key_T[t], both included. Query heads n * G to n * G + G - 1 share key
+    head n (grouped-query attention, arXiv:2305.13245).
+    """
+    T, N, H = query_TNH.shape
+    S, K, _ = key_SKH.shape
+    query_KMH = query_TNH.reshape(T, K, N // K, H).transpose(1, 2, 0, 3).reshape(K, -1, H)  # M = G * T rows
+    logits_KMS = query_KMH @ key_SKH.transpose(1, 2, 0)
+    logits_NTS = soft_cap(logits_KMS.reshape(N, T, S) * scale, logit_cap)
+    keys_S = np.arange(S)
+    allowed_TS = (keys_S >= first_key_T[:, None]) & (keys_S <= last_key_T[:, None])
+    return softmax(np.where(allowed_TS, logits_NTS, -np.inf))
+
+
+def attend(
+    query_TNH: Array,
+    key_SKH: Array,
+    value_SKH: Array,
+    first_key_T: Array,
+    last_key_T: Array,
+    *,
+    scale: float,
+    logit_cap: float | None,
+) -> Array:
+    """Attention: the values that each query reads, weighted by `attention_weights`; one key head at a time."""
+    K = key_SKH.shape[1]
+    G = query_TNH.shape[1] // K
+    out_TNH = np.empty_like(query_TNH)
+    for k in range(K):
+        group = slice(k * G, (k + 1) * G)
+        weights_GTS = attention_weights(
+            query_TNH[:, group],
+            key_SKH[:, k : k + 1],
+            first_key_T,
+            last_key_T,
+            scale=scale,
+            logit_cap=logit_cap,
+        )
+        out_TNH[:, group] = (weights_GTS @ value_SKH[:, k]).transpose(1, 0, 2)
+    return out_TNH

@@ -1,0 +1,91 @@
+"""Step 9 of 9: the answer with everything needed to trust it, and its JSON form `pg2ref/result/1`.
+
+Fields are only ever added within a version of the schema.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCHEMA = "pg2ref/result/1"
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """One image as it came: `path` and `sha256` (of the file) where it came as a file, its size in pixels."""
+
+    path: str | None
+    sha256: str | None
+    size: tuple[int, int]  # width, height, after EXIF orientation
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token that could have stood in a place, with its text."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of the answer; `logprob` before temperature and filters."""
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each phase; `decode_tokens_per_second` is None where fewer than two tokens were made."""
+
+    vision_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `Model.generate` returns."""
+
+    model: dict[str, Any]  # id, precision, backend, weights
+    images: tuple[InputImage, ...]
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    num_image_tokens: int  # of all images
+    text: str
+    finish_reason: str  # "stop" or "length"
+    tokens: tuple[Token, ...]  # the end-of-text token included
+    policy: dict[str, str]
+    timing: Timing
+    warnings: tuple[str, ...]
+    versions: dict[str, str]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Ids of the answer, the end-of-text token included."""
+        return tuple(token.id for token in self.tokens)
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """Log-probability of each token of the answer."""
+        return tuple(token.logprob for token in self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object as Python values."""
+        fields = asdict(self)
+        inputs = {
+            "images": fields.pop("images"),
+            "prompt": fields.pop("prompt"),
+            "ids": fields.pop("prompt_ids"),
+            "image_tokens": fields.pop("num_image_tokens"),
+        }
+        return {"schema": SCHEMA, "model": fields.pop("model"), "input": inputs, **fields}
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(self.to_dict(), ensure_ascii=False)

@@ -1,0 +1,26 @@
+"""Where libraries differ, the choice has a name; a preset is one library's set of choices.
+
+The default, `transformers`, is the parity target (Transformers 5.23). What each name means is said where it is
+computed: `resize` in inputs/image.py, `window` in model/masks.py.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+RESIZE_POLICIES = ("bicubic", "bilinear-aa", "bilinear", "nearest")
+WINDOW_POLICIES = ("transformers", "big_vision", "keras", "gemma_cpp", "transformers_4")
+
+
+class Policy(NamedTuple):
+    """One choice for each disputed question."""
+
+    resize: str
+    window: str
+
+
+PRESETS: Mapping[str, Policy] = {
+    "transformers": Policy(resize="bicubic", window="transformers"),
+    "big_vision": Policy(resize="bilinear", window="big_vision"),
+    "keras": Policy(resize="bilinear-aa", window="keras"),
+    "gemma_cpp": Policy(resize="nearest", window="gemma_cpp"),
+}

@@ -1,0 +1,417 @@
+"""The mistakes that ports of this model make most often, injected one by one: the golden records must catch each.
+
+A fault is a change of one function. With it, the comparison that test_golden.py makes has to fail; without it, it
+passes. The numbers are a ranking of how often, and how silently, these have gone wrong elsewhere.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import golden_records
+import numpy as np
+import pytest
+import small_models
+
+from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
+from pg2ref.checkpoint import loader, tensor_table
+from pg2ref.config import Gemma2Config
+from pg2ref.inputs import prompt as prompt_module
+from pg2ref.inputs.tokenizer import Tokenizer
+from pg2ref.model import gemma2, masks, ops, paligemma, rope, siglip
+from pg2ref.model.backend import REFERENCE
+from pg2ref.model.kv_cache import KVCache
+from pg2ref.model.paligemma import PaliGemma
+
+Patch = pytest.MonkeyPatch
+FAULTS: dict[str, tuple[str, Callable[[Patch], None]]] = {}
+original_prefix_lm = masks.prefix_lm
+original_embed = gemma2.embed
+original_layer = gemma2.decode_layer
+original_weights = ops.attention_weights
+
+
+def fault(name: str, case: str = "base") -> Callable[[Callable[[Patch], None]], None]:
+    """Register a fault, and the case whose record catches it."""
+
+    def register(inject: Callable[[Patch], None]) -> None:
+        FAULTS[name] = (case, inject)
+
+    return register
+
+
+def patch_op(patch: Patch, **replaced: Callable[..., Array]) -> None:
+    """Replace operations of the table that the towers use."""
+    table = REFERENCE._replace(**replaced)
+    patch.setattr(small_models, "open_model", lambda folder: open_with(folder, table))
+
+
+def open_with(folder: Path, table: Any) -> PaliGemma:
+    checkpoint = loader.load_checkpoint(folder)
+    return PaliGemma(checkpoint.params, checkpoint.config, ops=table)
+
+
+def patch_config(patch: Patch, **fields: Any) -> None:
+    """Run with another text configuration than the checkpoint's."""
+    opened = small_models.open_model
+
+    def open_model(folder: Path) -> PaliGemma:
+        model = opened(folder)
+        text = dataclasses.replace(model.config.text, **fields)
+        return model._replace(config=dataclasses.replace(model.config, text=text))
+
+    patch.setattr(small_models, "open_model", open_model)
+
+
+def patch_masks(patch: Patch, change: Callable[..., masks.KeyRanges]) -> None:
+    patch.setattr(masks, "prefix_lm", change)
+
+
+@fault("1 causal prefix")
+def _(patch: Patch) -> None:
+    patch_masks(patch, lambda slots, *, prefix_length, **rest: original_prefix_lm(slots, prefix_length=0, **rest))
+
+
+@fault("1 everything bidirectional")
+def _(patch: Patch) -> None:
+    patch_masks(
+        patch, lambda slots, *, prefix_length, **rest: original_prefix_lm(slots, prefix_length=len(slots), **rest)
+    )
+
+
+@fault("2 window one too small")
+def _(patch: Patch) -> None:
+    patch_config(patch, sliding_window=4)
+
+
+@fault("2 window one too large")
+def _(patch: Patch) -> None:
+    patch_config(patch, sliding_window=6)
+
+
+@fault("2 no window", "window_below_image")
+def _(patch: Patch) -> None:
+    patch_config(patch, sliding_window=None)
+
+
+@fault("2 window inside the prefix", "window_below_image")
+def _(patch: Patch) -> None:
+    patch_masks(patch, lambda slots, *, policy, **rest: original_prefix_lm(slots, policy="gemma_cpp", **rest))
+
+
+@fault("2 window on both sides inside the prefix")
+def _(patch: Patch) -> None:
+    patch_masks(patch, lambda slots, *, policy, **rest: original_prefix_lm(slots, policy="keras", **rest))
+
+
+@fault("3 text embeddings not scaled")
+def _(patch: Patch) -> None:
+    patch.setattr(Gemma2Config, "embedding_scale", 1.0)
+
+
+def scale_images(patch: Patch, power: float) -> None:
+    encode = paligemma.encode_images
+    scaled = lambda model, images, **rest: (  # noqa: E731
+        encode(model, images, **rest) * np.float32(model.config.text.hidden_size**power)
+    )
+    patch.setattr(paligemma, "encode_images", scaled)
+
+
+@fault("3 image embeddings times the square root of the width")
+def _(patch: Patch) -> None:
+    scale_images(patch, 0.5)
+
+
+@fault("3 image embeddings over the square root of the width")
+def _(patch: Patch) -> None:
+    scale_images(patch, -0.5)
+
+
+@fault("4 RMSNorm multiplies by w instead of 1 + w")
+def _(patch: Patch) -> None:
+    patch_op(patch, rms_norm=lambda x, scale, eps: ops.rms_norm(x, widen(scale, x.dtype) - 1, eps))
+
+
+@fault("4 post-norms left out, as in Gemma 1")
+def _(patch: Patch) -> None:
+    def decode_layer(layer: gemma2.DecoderLayer, *rest: Any) -> Array:
+        marked = layer._replace(post_attention_layernorm=None, post_feedforward_layernorm=None)  # type: ignore[arg-type]
+        return original_layer(marked, *rest)
+
+    patch.setattr(gemma2, "decode_layer", decode_layer)
+    patch_op(patch, rms_norm=lambda x, scale, eps: x if scale is None else ops.rms_norm(x, scale, eps))
+
+
+@fault("4 norms before and after attention exchanged")
+def _(patch: Patch) -> None:
+    def decode_layer(layer: gemma2.DecoderLayer, *rest: Any) -> Array:
+        exchanged = layer._replace(
+            input_layernorm=layer.post_attention_layernorm, post_attention_layernorm=layer.input_layernorm
+        )
+        return original_layer(exchanged, *rest)
+
+    patch.setattr(gemma2, "decode_layer", decode_layer)
+
+
+@fault("4 eps outside the root or fixed", "large_eps")
+def _(patch: Patch) -> None:
+    patch_op(patch, rms_norm=lambda x, scale, eps: ops.rms_norm(x, scale, 1e-6))
+
+
+@fault("5 query scale from the head width")
+def _(patch: Patch) -> None:
+    patch.setattr(Gemma2Config, "query_scale", 16**-0.5)
+
+
+@fault("6 attention soft cap left out")
+def _(patch: Patch) -> None:
+    patch_config(patch, attn_logit_softcapping=None)
+
+
+@fault("6 final soft cap left out")
+def _(patch: Patch) -> None:
+    patch_config(patch, final_logit_softcapping=None)
+
+
+@fault("6 null caps taken for the usual ones", "no_caps")
+def _(patch: Patch) -> None:
+    patch_config(patch, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+
+
+@fault("6 mask before the soft cap")
+def _(patch: Patch) -> None:
+    def weights(query: Array, key: Array, first: Array, last: Array, *, scale: float, logit_cap: float | None) -> Array:
+        every = np.arange(len(key))
+        allowed = (every >= first[:, None]) & (every <= last[:, None])
+        groups = query.shape[1] // key.shape[1]
+        scores = np.einsum("tnh,snh->nts", query, np.repeat(key, groups, axis=1)) * scale
+        return ops.softmax(ops.soft_cap(np.where(allowed, scores, -1e4), logit_cap))
+
+    patch.setattr(ops, "attention_weights", weights)
+
+
+@fault("6 soft cap before the scale")
+def _(patch: Patch) -> None:
+    def weights(*arrays: Array, scale: float, logit_cap: float | None) -> Array:
+        cap = None if logit_cap is None else logit_cap * scale
+        return original_weights(*arrays, scale=scale, logit_cap=cap)
+
+    patch.setattr(ops, "attention_weights", weights)
+
+
+@fault("7 sliding and full layers exchanged")
+def _(patch: Patch) -> None:
+    patch_config(patch, layer_types=("full_attention", "sliding_attention") * 2)
+
+
+@fault("7 layer types by parity although the config lists them", "layer_types")
+def _(patch: Patch) -> None:
+    patch_config(patch, layer_types=("sliding_attention", "full_attention") * 2)
+
+
+@fault("8 key heads tiled instead of repeated")
+def _(patch: Patch) -> None:
+    def attend(query: Array, key: Array, value: Array, *rest: Any, **options: Any) -> Array:
+        groups = query.shape[1] // key.shape[1]
+        tiled = [np.tile(array, (1, groups, 1)) for array in (key, value)]
+        return ops.attend(query, *tiled, *rest, **options)
+
+    patch_op(patch, attend=attend)
+
+
+@fault("9 RoPE turns neighbours instead of halves")
+def _(patch: Patch) -> None:
+    def rotate(x: Array, cos: Array, sin: Array) -> Array:
+        out = np.empty_like(x)
+        out[..., 0::2] = x[..., 0::2] * cos[:, None] - x[..., 1::2] * sin[:, None]
+        out[..., 1::2] = x[..., 1::2] * cos[:, None] + x[..., 0::2] * sin[:, None]
+        return out
+
+    patch_op(patch, rotate=rotate)
+
+
+@fault("9 positions from 0")
+def _(patch: Patch) -> None:
+    patch.setattr(rope, "FIRST_POSITION", 0)
+
+
+@fault("9 positions of the answer start anew")
+def _(patch: Patch) -> None:
+    table = rope.rotation_table
+    restart = lambda positions, *rest: table(positions % 13, *rest)  # noqa: E731
+    patch.setattr(rope, "rotation_table", restart)
+
+
+@fault("10 projector reads SigLIP before its last norm")
+def _(patch: Patch) -> None:
+    def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+        is_last = bias is not None and scale is last_norm["weight"]
+        return x if is_last else ops.layer_norm(x, scale, bias, eps)
+
+    last_norm: dict[str, Array] = {}
+    encode = siglip.encode
+
+    def remember(params: siglip.SiglipParams, *rest: Any, **options: Any) -> Array:
+        last_norm["weight"] = params.post_layernorm.weight
+        return encode(params, *rest, **options)
+
+    patch_op(patch, layer_norm=layer_norm)
+    patch.setattr(siglip, "encode", remember)
+
+
+@fault("10 GELU by the error function")
+def _(patch: Patch) -> None:
+    from math import erf
+
+    exact = np.vectorize(lambda x: 0.5 * x * (1 + erf(x / 2**0.5)), otypes=[np.float32])
+    patch_op(patch, gelu=exact)
+
+
+@fault("10 LayerNorm eps fixed", "large_eps")
+def _(patch: Patch) -> None:
+    patch_op(patch, layer_norm=lambda x, scale, bias, eps: ops.layer_norm(x, scale, bias, 1e-6))
+
+
+@fault("10 patches flattened with channels last")
+def _(patch: Patch) -> None:
+    patchify = siglip.patchify
+
+    def channels_last(pixels: Array, size: int) -> Array:
+        patches = patchify(pixels, size)
+        return patches.reshape(len(patches), 3, -1).transpose(0, 2, 1).reshape(len(patches), -1)
+
+    patch.setattr(siglip, "patchify", channels_last)
+
+
+@fault("13 prefill reads a cache that is already cut to the window", "window_below_image")
+def _(patch: Patch) -> None:
+    def write(self: KVCache, layer: int, key: Array, value: Array) -> tuple[Array, Array]:
+        keys, values = original_write(self, layer, key, value)
+        if layer % 2 == 0:
+            keys, values = keys.copy(), values.copy()
+            keys[: max(0, len(keys) - 3)] = values[: max(0, len(values) - 3)] = 0
+        return keys, values
+
+    original_write = KVCache.write
+    patch.setattr(KVCache, "write", write)
+
+
+@fault("13 cache forgets what it must keep when decoding")
+def _(patch: Patch) -> None:
+    advance = KVCache.advance
+
+    def forget(self: KVCache, tokens: int) -> None:
+        advance(self, tokens)
+        self.key_LSKH[:, max(0, self.length - 4)] = 0
+
+    patch.setattr(KVCache, "advance", forget)
+
+
+@fault("14 lm_head in the file ignored", "own_head")
+def _(patch: Patch) -> None:
+    assemble = tensor_table.assemble
+
+    def tied(config: Any, tensors: dict[str, Array]) -> Any:
+        return assemble(config, {name: t for name, t in tensors.items() if name != tensor_table.LM_HEAD})
+
+    patch.setattr(loader, "assemble", tied)
+
+
+@fault("14 head transposed")
+def _(patch: Patch) -> None:
+    logits = gemma2.logits
+
+    def transposed(params: gemma2.Gemma2Params, config: Any, *rest: Any, **options: Any) -> Array:
+        head = params.lm_head.T.reshape(params.lm_head.shape)
+        return logits(params._replace(lm_head=head), config, *rest, **options)
+
+    patch.setattr(gemma2, "logits", transposed)
+
+
+@fault("15 float32 with the bf16 embedding scale")
+def _(patch: Patch) -> None:
+    rounded = float(bf16_to_f32(f32_to_bf16(np.array([32**0.5], np.float32)))[0])
+    patch.setattr(Gemma2Config, "embedding_scale", rounded)
+
+
+@fault("15 RoPE frequencies rounded to bf16")
+def _(patch: Patch) -> None:
+    def table(positions: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
+        frequency = (theta ** (-np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+        angle = positions[:, None] * bf16_to_f32(f32_to_bf16(frequency))
+        return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
+
+    patch.setattr(rope, "rotation_table", table)
+
+
+@fault("red and blue exchanged")
+def _(patch: Patch) -> None:
+    encode = siglip.encode
+    swapped = lambda params, config, pixels, **rest: encode(params, config, pixels[::-1], **rest)  # noqa: E731
+    patch.setattr(siglip, "encode", swapped)
+
+
+@fault("images in the wrong order", "two_images")
+def _(patch: Patch) -> None:
+    encode = paligemma.encode_images
+    reverse = lambda model, images, **rest: encode(model, images[::-1], **rest)  # noqa: E731
+    patch.setattr(paligemma, "encode_images", reverse)
+
+
+def check(case_name: str) -> None:
+    record = golden_records.read_record(case_name)
+    model = small_models.open_model(record.folder)
+    golden_records.check_stages(model, record)
+    golden_records.check_answer(model, record)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_golden_records_catch(name: str, monkeypatch: Patch) -> None:
+    case_name, inject = FAULTS[name]
+    check(case_name)
+    inject(monkeypatch)
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        check(case_name)
+
+
+def check_prompts(folder: Path) -> None:
+    """All prompts of the golden file become the ids that Transformers' processor made of them."""
+    golden = json.loads((golden_records.GOLDEN / "inputs" / "prompts.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.load(folder, image_token_id=2352)
+    assert len(golden["rows"]) > 15
+    for row in golden["rows"]:
+        ids = prompt_module.prompt_ids(
+            tokenizer, row["prompt"], num_images=row["images"], num_image_tokens=golden["image_tokens"]
+        )
+        assert ids == row["ids"], row["prompt"]
+
+
+def test_prompts_are_those_of_the_golden_file(small_folder: Path) -> None:
+    check_prompts(small_folder)
+
+
+PROMPT_FAULTS: dict[str, Callable[[list[int]], list[int]]] = {
+    "12 no newline": lambda ids: ids[:-1],
+    "12 two newlines": lambda ids: [*ids, ids[-1]],
+    "12 no <bos>": lambda ids: [i for i in ids if i != 2],
+    "12 <bos> before the images": lambda ids: [2, *(i for i in ids if i != 2)],
+    "12 one image token missing": lambda ids: ids[1:],
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_FAULTS)
+def test_the_golden_prompts_catch(name: str, small_folder: Path, monkeypatch: Patch) -> None:
+    original = prompt_module.prompt_ids
+    change = PROMPT_FAULTS[name]
+    monkeypatch.setattr(prompt_module, "prompt_ids", lambda *args, **options: change(original(*args, **options)))
+    with pytest.raises(AssertionError):
+        check_prompts(small_folder)
+
+
+def test_the_golden_prompts_catch_12_a_dummy_space(small_folder: Path, monkeypatch: Patch) -> None:
+    tokenize = Tokenizer.tokenize
+    monkeypatch.setattr(Tokenizer, "tokenize", lambda self, text: tokenize(self, text.replace("<bos>", "<bos> ")))
+    with pytest.raises(AssertionError):
+        check_prompts(small_folder)

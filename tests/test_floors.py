@@ -1,0 +1,113 @@
+"""The house has floors: a module imports from lower ones only, and each outside library has its place."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = {
+    "errors": 0.0,
+    "arrays": 1.0,
+    "policy": 1.0,
+    "config": 1.1,
+    "trace": 1.1,
+    "checkpoint.safetensors_file": 2.0,
+    "checkpoint.preprocessor": 2.0,
+    "checkpoint.shards": 2.1,
+    "checkpoint.locate": 2.2,
+    "inputs.image": 2.0,
+    "inputs.tokenizer_files": 2.0,
+    "inputs.tokenizer": 2.1,
+    "inputs.prompt": 2.2,
+    "model.ops": 2.0,
+    "model.rope": 2.0,
+    "model.masks": 2.0,
+    "model.kv_cache": 2.0,
+    "model.backend": 3.0,
+    "model.siglip": 4.0,
+    "model.projector": 4.0,
+    "model.gemma2": 4.0,
+    "model.paligemma": 5.0,
+    "checkpoint.tensor_table": 6.0,
+    "checkpoint.loader": 6.1,
+    "generation.sampling": 7.0,
+    "generation.generate": 7.1,
+    "generation.beam": 7.2,
+    "outputs.result": 7.0,
+    "api": 8.0,
+    "cli.options": 9.0,
+    "cli.progress": 9.0,
+    "cli.generate": 9.1,
+    "cli.inspect": 9.1,
+    "cli.tokenize": 9.1,
+    "cli.main": 9.2,
+    "__main__": 9.3,
+}
+HOMES = {  # outside library -> the only modules that import it
+    "click": ("cli.",),
+    "PIL": ("inputs.image",),
+    "sentencepiece": ("inputs.tokenizer_files",),
+    "tokenizers": ("inputs.tokenizer_files",),
+    "safetensors": (),
+    "numba": ("kernels.",),
+    "llvmlite": ("kernels.",),
+}
+FILES = sorted((ROOT / "pg2ref").rglob("*.py")) + sorted((ROOT / "kernels").rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[1:] if parts[0] == "pg2ref" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every imported module of a file, with its line; relative imports are not used here."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            module = str(node.module)
+            yield module, node.lineno
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+MODULES = [path for path in FILES if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    name = module_name(path)
+    for imported, line in imports(path):
+        target = imported.removeprefix("pg2ref.")
+        if imported.startswith("pg2ref.") and target in FLOORS:
+            assert FLOORS[target] < FLOORS[name], f"{path}:{line} imports {imported} from its own floor or above"
+
+
+def test_every_module_has_a_floor() -> None:
+    named = {module_name(path) for path in MODULES if not module_name(path).startswith("kernels")}
+    assert named == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_libraries_stay_in_their_places(path: Path) -> None:
+    name = module_name(path)
+    for imported, line in imports(path):
+        library = imported.split(".")[0]
+        where = f"{path}:{line} imports {imported}"
+        assert library != "kernels", f"{where}: its name is pg2ref.kernels"
+        allowed = HOMES.get(library)
+        if allowed is not None:
+            assert name.startswith(allowed) if allowed else False, where
+        elif library not in sys.stdlib_module_names:
+            assert library in ("numpy", "pg2ref"), where
+        if name.startswith("kernels"):
+            assert library != "pg2ref", f"{where}: a kernel file is closed"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "oracles").glob("*.py")), ids=lambda path: path.stem)
+def test_oracles_are_independent(path: Path) -> None:
+    assert not [line for imported, line in imports(path) if imported.split(".")[0] in ("pg2ref", "tools")]

@@ -1,0 +1,249 @@
+"""Writes a checkpoint folder in the released layout with seeded random weights, of any published size or a small one.
+
+    python tools/random_checkpoint.py 3b-224 /data/random-3b-224
+    python tools/random_checkpoint.py small /data/small --seed 7
+    python tools/random_checkpoint.py 28b-896 /data/random-28b --max-shard-gb 3
+
+Transformers loads the same folder. Shards are written one after the other, so memory holds one shard at a time.
+Every tensor has a random stream of its own, keyed by the seed and its name: the same values whatever the shards.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import safetensors
+import tokenizer_model
+
+from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.checkpoint.tensor_table import expected_shapes
+from pg2ref.config import PUBLISHED, PaliGemmaConfig, parse_config
+
+LOC_AND_SEG = 1024 + 128
+CHUNK = 1 << 24
+
+# Every Gemma 2 feature live in 0.5 M parameters: a window smaller than the prefix, a query scale that is not the head
+# width's, soft caps that bite, grouped queries, untrained widths that are no powers of two.
+SMALL: Mapping[str, Any] = {
+    "text_config": {
+        "model_type": "gemma2",
+        "hidden_size": 72,
+        "intermediate_size": 160,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": 9,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 7.0,
+        "vocab_size": 2432,
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 48,
+        "intermediate_size": 112,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 56,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+    "image_token_index": 2352,
+    "projection_dim": 72,
+}
+
+
+def released_config(size: str) -> dict[str, Any]:
+    """config.json of a size as the released files have it: only what differs from Transformers' classes."""
+    fixed = {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "model_type": "paligemma",
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
+    }
+    if size == "small":
+        return {**fixed, **SMALL}
+    config = PUBLISHED[size]
+    text, vision = config.text, config.vision
+    return {
+        **fixed,
+        "_vocab_size": 257152,
+        "image_token_index": config.image_token_id,
+        "num_hidden_layers": text.num_hidden_layers,
+        "projection_dim": text.hidden_size,
+        "text_config": {
+            "model_type": "gemma2",
+            "attn_logit_softcapping": text.attn_logit_softcapping,
+            "cache_implementation": "hybrid",
+            "eos_token_id": [1, 107],
+            "final_logit_softcapping": text.final_logit_softcapping,
+            "head_dim": text.head_dim,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_attention_heads": text.num_attention_heads,
+            "num_hidden_layers": text.num_hidden_layers,
+            "num_image_tokens": vision.num_image_tokens,
+            "num_key_value_heads": text.num_key_value_heads,
+            "query_pre_attn_scalar": text.query_pre_attn_scalar,
+            "sliding_window": text.sliding_window,
+            "torch_dtype": "bfloat16",
+            "vocab_size": text.vocab_size,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": vision.hidden_size,
+            "image_size": vision.image_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_attention_heads": vision.num_attention_heads,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "num_image_tokens": vision.num_image_tokens,
+            "num_positions": vision.num_image_tokens,
+            "patch_size": vision.patch_size,
+            "projection_dim": text.hidden_size,
+            "torch_dtype": "bfloat16",
+            "vision_use_head": False,
+        },
+    }
+
+
+def released_name(canonical: str) -> str:
+    """The name a tensor has in the release (family A of checkpoint/tensor_table.py)."""
+    name = canonical.replace("language_model.", "language_model.model.", 1)
+    name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    return "language_model." + name if name == "lm_head.weight" else name
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Array:
+    """bf16 bits of a weight whose size keeps activations near one and every feature of the model alive."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    rng = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
+    mean, deviation = distribution(name, shape)
+    bits = np.empty(int(np.prod(shape)), np.uint16)
+    for start in range(0, bits.size, CHUNK):
+        values = rng.standard_normal(min(CHUNK, bits.size - start), np.float32)
+        values *= np.float32(deviation)
+        values += np.float32(mean)
+        bits[start : start + CHUNK] = f32_to_bf16(values)
+    return bits.reshape(shape)
+
+
+def distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and standard deviation of a weight."""
+    inputs = int(np.prod(shape[1:]))
+    if name.endswith(".bias"):
+        return 0.0, 0.2
+    if "vision_tower" in name and "norm" in name:
+        return 1.0, 0.3
+    if "norm" in name:  # Gemma's: 1 + w
+        return (1.0 if "post_" in name else 0.0), 0.3
+    if "position_embedding" in name:
+        return 0.0, 0.5
+    if "embed_tokens" in name or "lm_head" in name:
+        return 0.0, inputs**-0.5
+    sharp = "q_proj" in name or "k_proj" in name  # attention far from uniform, so that soft caps and masks matter
+    return 0.0, (2.0 if sharp else 1.0) * inputs**-0.5
+
+
+def write_checkpoint(
+    folder: Path,
+    config_json: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    max_shard_bytes: int = 2 << 30,
+    tokenizer: bool = True,
+) -> None:
+    """Write config, weights, preprocessor and, where asked, a tokenizer of the model's vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = parse_config(config_json)
+    write_json(folder / "config.json", config_json)
+    write_json(folder / "preprocessor_config.json", preprocessor_config(config))
+    generation = {"bos_token_id": 2, "eos_token_id": list(config.eos_token_ids), "pad_token_id": 0}
+    write_json(folder / "generation_config.json", generation)
+    if tokenizer:
+        tokenizer_model.write_tokenizer_files(folder, config.image_token_id - LOC_AND_SEG)
+    shapes = {released_name(name): shape for name, shape in expected_shapes(config).items()}
+    write_weights(folder, shapes, seed, max_shard_bytes)
+
+
+def preprocessor_config(config: PaliGemmaConfig) -> dict[str, Any]:
+    """preprocessor_config.json as released."""
+    side = config.vision.image_size
+    return {
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessor",
+        "image_seq_length": config.vision.num_image_tokens,
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "PaliGemmaProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": side, "width": side},
+    }
+
+
+def write_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, max_shard_bytes: int) -> None:
+    """One safetensors file, or shards with their index, each written as soon as it is full."""
+    shards = list(plan_shards(shapes, max_shard_bytes))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file_name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: random_tensor(name, shapes[name], seed) for name in names}
+        specs = {  # pointers, not copies: `tensors` keeps the numbers alive
+            name: safetensors.TensorSpec(
+                dtype="bfloat16", shape=bits.shape, data_ptr=bits.ctypes.data, data_len=bits.nbytes
+            )
+            for name, bits in tensors.items()
+        }
+        safetensors.serialize_file(specs, folder / file_name, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, file_name)
+    if len(shards) > 1:
+        total_size = sum(2 * int(np.prod(shape)) for shape in shapes.values())
+        index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def plan_shards(shapes: Mapping[str, tuple[int, ...]], max_shard_bytes: int) -> Iterator[list[str]]:
+    """Names of the tensors of each shard; a tensor larger than a shard has one for itself."""
+    names: list[str] = []
+    filled = 0
+    for name, shape in shapes.items():
+        size = 2 * int(np.prod(shape))
+        if names and filled + size > max_shard_bytes:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += size
+    yield names
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Indented JSON with a newline at its end."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@click.command(help=__doc__)
+@click.argument("size", type=click.Choice(["small", *PUBLISHED]))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--seed", default=0, show_default=True)
+@click.option("--max-shard-gb", default=2.0, show_default=True, help="A shard is at most this large, or one tensor.")
+def main(size: str, folder: Path, seed: int, max_shard_gb: float) -> None:
+    """Parse, write, say what was written."""
+    write_checkpoint(folder, released_config(size), seed=seed, max_shard_bytes=int(max_shard_gb * 2**30))
+    written = sum(path.stat().st_size for path in folder.iterdir())
+    click.echo(f"{folder}: {size}, seed {seed}, {written / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
