@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.checkpoint.loader import Checkpoint, load_checkpoint, not_finite_tensors
+from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, load_checkpoint, not_finite_tensors
 from pg2ref.checkpoint.locate import locate
 from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.generation.beam import beam_search
@@ -30,6 +30,7 @@ from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
 
 PRECISIONS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 MOST_NEW_TOKENS = 8192
+MOST_BEAMS = 64
 
 
 def load(
@@ -66,7 +67,7 @@ def load(
     folder = locate(name)
     checkpoint = load_checkpoint(folder)
     tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
-    _check_vocabulary(tokenizer, checkpoint)
+    check_vocabulary(checkpoint, tokenizer.vocab_size)
     numbers = PaliGemma(checkpoint.params, checkpoint.config, PRECISIONS[precision], ops, policy.window)
     described = {"id": str(name), "precision": precision, "backend": backend, "weights": checkpoint.weight_type}
     return Model(checkpoint, tokenizer, numbers, policy, described)
@@ -142,8 +143,10 @@ class Model:
         sampler = make_sampler(temperature, top_k, top_p, seed)
         if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
             raise UsageError(f"max_new_tokens is {max_new_tokens}, expected 1 to {MOST_NEW_TOKENS}")
-        if beams < 1 or (beams > 1 and (temperature > 0 or not use_cache)):
-            raise UsageError(f"beams is {beams}: expected 1 or more, and no temperature or no-cache with beam search")
+        if not 1 <= beams <= MOST_BEAMS:
+            raise UsageError(f"beams is {beams}, expected 1 to {MOST_BEAMS}")
+        if beams > 1 and (temperature > 0 or not use_cache):
+            raise UsageError("beam search draws nothing and needs its cache: leave out temperature and no-cache")
         if logprobs < 0:
             raise UsageError(f"logprobs is {logprobs}, expected 0 or more")
         prepared = self.prepare(images, prompt)
@@ -181,7 +184,7 @@ class Model:
 
     def prepare(self, images: ImageSource | Sequence[ImageSource], prompt: str) -> "Prepared":
         """Read and resize the images and lay out the prompt; no arithmetic of the model yet."""
-        sources = list(images) if isinstance(images, (list, tuple)) else [images]
+        sources = list(images) if isinstance(images, (list, tuple)) else [cast(ImageSource, images)]
         opened = [read_image(source) for source in sources]
         vision = self.config.vision
         return Prepared(
@@ -311,16 +314,6 @@ def _name_and_digest(source: ImageSource) -> tuple[str | None, str | None]:
         return os.fspath(source), None
     with open(source, "rb") as stream:
         return os.fspath(source), hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
-    """Every id of a text needs a row in the embedding; `<image>` alone, when it is the last, does not."""
-    rows, last_id = checkpoint.config.text.vocab_size, tokenizer.vocab_size - 1
-    if last_id - (last_id == tokenizer.image_token_id) >= rows:
-        raise CheckpointError(
-            f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the embedding {rows:,} rows: "
-            "they are not of one checkpoint; copy both again from the same one"
-        )
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

@@ -155,6 +155,7 @@ TOP_FIELDS = BOOKKEEPING | {
 }
 LARGEST_FIELD = 1 << 24
 MOST_LAYERS = 512
+MOST_IMAGE_TOKENS = 1 << 16  # 16 times those of 896 px
 
 
 def read_config(path: Path) -> PaliGemmaConfig:
@@ -196,6 +197,11 @@ def parse_config(
         _check_number(name, value, int, where, zero=True)
     if not eos_token_ids:
         raise ConfigError(f"{where}: eos_token_id is an empty list, expected at least one id that ends an answer")
+    if beyond := [token_id for token_id in eos_token_ids if token_id >= text.vocab_size]:
+        raise ConfigError(
+            f"{where}: eos_token_id is {beyond[0]}, expected less than vocab_size = {text.vocab_size}: an answer "
+            "could never end; take all JSON files from the same checkpoint"
+        )
     tied = top.get("tie_word_embeddings", True)
     return PaliGemmaConfig(
         vision=vision,
@@ -210,6 +216,9 @@ def _vision(fields: Mapping[str, Any], where: str) -> SiglipConfig:
     _check_fields(fields, BOOKKEEPING | set(SIGLIP_DEFAULTS), FIXED_VISION, where)
     vision = SiglipConfig(**_fill(fields, SIGLIP_DEFAULTS, where))
     _check_divides("image_size", vision.image_size, "patch_size", vision.patch_size, where)
+    if vision.num_image_tokens > MOST_IMAGE_TOKENS:
+        most = math.isqrt(MOST_IMAGE_TOKENS) * vision.patch_size
+        raise ConfigError(f"{where}: image_size is {vision.image_size}, expected at most {most}")
     _check_divides("hidden_size", vision.hidden_size, "num_attention_heads", vision.num_attention_heads, where)
     return vision
 
@@ -249,10 +258,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path.name} is missing in {path.parent}: download the whole repository") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path.name}: expected a JSON object, got {error}; download the file again") from None
+    except OSError as error:
+        raise ConfigError(f"{path.name}: expected a readable file, got {error.strerror}; check its rights") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path.name}: expected a JSON object, got no valid JSON ({error}); download the file again"
+        ) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: expected a JSON object, got {type(content).__name__}")
+        raise ConfigError(
+            f"{path.name}: expected a JSON object, got a {type(content).__name__}; download the file again"
+        )
     return content
 
 

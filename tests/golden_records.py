@@ -1,5 +1,6 @@
 """Reads the golden records, and compares a model with one: what the golden test and the injected faults do."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,17 @@ def check_stages(model: PaliGemma, record: Record) -> None:
     for stage, value in ours.items():
         if stage in record.stages:
             assert_close(value, record.stages[stage].reshape(value.shape), "stage/golden", terms=1)
+
+
+def check_pixels(make: Callable[[Array, int], Array]) -> None:
+    """`make(image_YXC, side)` gives, bit for bit, what Transformers' image processor made of each stored image."""
+    with safe_open(GOLDEN / "inputs" / "pixels.safetensors", "np") as stored:
+        arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    expected = {key: value for key, value in arrays.items() if key.startswith("pixel_values/")}
+    assert len(expected) == 10
+    for key, value in expected.items():
+        _, size, side = key.split("/")
+        np.testing.assert_array_equal(make(arrays[f"image/{size}"], int(side)), value, err_msg=key, strict=True)
 
 
 def answer(model: PaliGemma, inputs: Inputs, max_new_tokens: int) -> list[int]:

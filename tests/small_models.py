@@ -15,7 +15,7 @@ import random_checkpoint
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import load_checkpoint
-from pg2ref.model import gemma2, paligemma
+from pg2ref.model import paligemma
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.trace import Trace
 
@@ -137,11 +137,5 @@ def our_stages(model: PaliGemma, inputs: Inputs) -> dict[str, Array]:
     """Every stage of one pass over prefix and suffix, logits of all rows."""
     trace = Trace()
     image_embeddings = paligemma.encode_images(model, list(inputs.pixel_values), tap=trace)
-    embeddings = trace("prefix/embeddings", paligemma.embed_prefix(model, image_embeddings, inputs.ids))
-    cache = model.empty_cache(len(inputs.ids), inputs.prefix_length)
-    params, config = model.params.language_model, model.config.text
-    hidden = gemma2.decode(
-        params, config, embeddings, [cache], window_policy=model.window_policy, ops=model.ops, tap=trace
-    )
-    gemma2.logits(params, config, hidden, ops=model.ops, tap=trace)
+    paligemma.forward(model, image_embeddings, inputs.ids, inputs.prefix_length, tap=trace)
     return trace.stages

@@ -19,6 +19,7 @@ from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
 from pg2ref.checkpoint import loader, tensor_table
 from pg2ref.config import Gemma2Config
 from pg2ref.inputs import prompt as prompt_module
+from pg2ref.inputs.image import pixel_values, read_image
 from pg2ref.inputs.tokenizer import Tokenizer
 from pg2ref.model import gemma2, masks, ops, paligemma, rope, siglip
 from pg2ref.model.backend import REFERENCE
@@ -374,6 +375,26 @@ def test_the_golden_records_catch(name: str, monkeypatch: Patch) -> None:
     inject(monkeypatch)
     with pytest.raises((pytest.fail.Exception, AssertionError)):
         check(case_name)
+
+
+PIXEL_FAULTS: dict[str, Callable[[Array, int], Array]] = {
+    "11 bilinear instead of bicubic": lambda image, side: pixel_values(read_image(image), side, "bilinear-aa"),
+    "11 no antialiasing": lambda image, side: pixel_values(read_image(image), side, "bilinear"),
+    "11 nearest pixel": lambda image, side: pixel_values(read_image(image), side, "nearest"),
+    "11 blue first": lambda image, side: pixel_values(read_image(image), side)[::-1],
+    "11 transposed": lambda image, side: pixel_values(read_image(image), side).transpose(0, 2, 1),
+    "11 from 0 to 1": lambda image, side: (pixel_values(read_image(image), side) + 1) / 2,
+    "11 divided at once, as torchvision does": lambda image, side: (
+        (np.asarray(read_image(image).resize((side, side), 3), np.float32).transpose(2, 0, 1) - np.float32(127.5))
+        / np.float32(127.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIXEL_FAULTS)
+def test_the_golden_pixels_catch(name: str) -> None:
+    with pytest.raises(AssertionError):
+        golden_records.check_pixels(PIXEL_FAULTS[name])
 
 
 def check_prompts(folder: Path) -> None:

@@ -4,6 +4,8 @@ import golden_records
 import pytest
 import small_models
 
+from pg2ref.inputs.image import pixel_values, read_image
+
 
 @pytest.mark.parametrize("case_name", small_models.CASES)
 def test_stages_agree_with_the_record(case_name: str) -> None:
@@ -16,6 +18,10 @@ def test_stages_agree_with_the_record(case_name: str) -> None:
 def test_answers_agree_with_the_record(case_name: str) -> None:
     record = golden_records.read_record(case_name)
     golden_records.check_answer(small_models.open_model(record.folder), record)
+
+
+def test_pixels_are_those_of_the_record() -> None:
+    golden_records.check_pixels(lambda image, side: pixel_values(read_image(image), side))
 
 
 @pytest.mark.parametrize("case_name", small_models.CASES)

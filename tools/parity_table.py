@@ -75,6 +75,15 @@ def print_table(rows: list[Row]) -> None:
         click.echo(f"| {row.stage} | {row.scale:.3g} | " + " | ".join(f"{number:.2e}" for number in numbers) + " |")
 
 
+def print_closer(rows: list[Row]) -> None:
+    """At how many stages pg2ref is at least as close to float64, and where it is not."""
+    closer = sum(row.ours_relative <= row.theirs_relative for row in rows)
+    click.echo(f"\npg2ref is at least as close to float64 at {closer} of {len(rows)} stages (relative error)")
+    for row in rows:
+        if row.ours_relative > row.theirs_relative:
+            click.echo(f"  not at {row.stage}: {row.ours_relative:.3e} against {row.theirs_relative:.3e}")
+
+
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -99,11 +108,7 @@ def main(folder: Path, image: Path, prompt: str, max_new_tokens: int, weights: b
     truth = pg2ref.load(folder, precision="f64").trace(image, prompt, points=points).stages
     rows = compare(truth, ours, theirs)
     print_table(rows if every_layer else worst_of_each_kind(rows))
-    closer = sum(row.ours_relative <= row.theirs_relative for row in rows)
-    click.echo(f"\npg2ref is at least as close to float64 at {closer} of {len(rows)} stages (relative error)")
-    for row in rows:
-        if row.ours_relative > row.theirs_relative:
-            click.echo(f"  not at {row.stage}: {row.ours_relative:.3e} against {row.theirs_relative:.3e}")
+    print_closer(rows)
     our_ids = list(model.generate(image, prompt, max_new_tokens=max_new_tokens).token_ids)
     click.echo(f"greedy ids equal: {our_ids == their_ids}\n  pg2ref       {our_ids}\n  Transformers {their_ids}")
 

@@ -26,6 +26,10 @@ from pg2ref.config import PUBLISHED, PaliGemmaConfig, parse_config
 LOC_AND_SEG = 1024 + 128
 CHUNK = 1 << 24
 
+# Mean and deviation of w in 1 + w. A small gain behind attention keeps a token's own voice above the image's, or every answer would be
+# one token again and again; a last norm around 0 keeps the tied head from naming the token just read.
+GEMMA_NORMS = {"post_attention_layernorm": (-0.5, 0.3), "norm": (-1.0, 1.0)}
+
 # Every Gemma 2 feature live in 0.5 M parameters: a window smaller than the prefix, a query scale that is not the head
 # width's, soft caps that bite, grouped queries, untrained widths that are no powers of two.
 SMALL: Mapping[str, Any] = {
@@ -144,7 +148,7 @@ def distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if "vision_tower" in name and "norm" in name:
         return 1.0, 0.3
     if "norm" in name:  # Gemma's: 1 + w
-        return (1.0 if "post_" in name else 0.0), 0.3
+        return GEMMA_NORMS.get(name.split(".")[-2], (0.0, 0.3))
     if "position_embedding" in name:
         return 0.0, 0.5
     if "embed_tokens" in name or "lm_head" in name:

@@ -1,5 +1,6 @@
 """A checkpoint folder -> config and parameters, strictly: every tensor has its place and its shape, or none loads."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from pg2ref.config import PaliGemmaConfig, read_config
 from pg2ref.errors import CheckpointError
 from pg2ref.model.paligemma import Params
 
+POSITIONS = "vision_tower.embeddings.position_embedding.weight"
 EMBEDDING = "language_model.embed_tokens.weight"
 WEIGHT_DTYPES = {np.dtype(np.uint16): "bf16", np.dtype(np.float16): "f16", np.dtype(np.float32): "f32"}
 LISTED = 12  # problems named one by one in a message; the rest is counted
@@ -56,6 +58,19 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, assemble(config, tensors), stored.tensors, stored.files, stored.total_bytes)
 
 
+def check_vocabulary(checkpoint: Checkpoint, num_pieces: int) -> None:
+    """Raises CheckpointError where a piece of the tokenizer has no row in the embedding.
+
+    `<image>` alone, when it is the last piece, needs none.
+    """
+    rows = checkpoint.config.text.vocab_size
+    if num_pieces - (num_pieces == checkpoint.config.image_token_id + 1) > rows:
+        raise CheckpointError(
+            f"{checkpoint.folder}: the tokenizer has {num_pieces:,} pieces, the embedding {rows:,} rows: they are "
+            "not of one checkpoint; copy both again from the same one"
+        )
+
+
 def match(stored: Mapping[str, Array], config: PaliGemmaConfig) -> dict[str, Array]:
     """The stored tensors under their canonical names, complete and checked against the table."""
     tensors: dict[str, Array] = {}
@@ -76,7 +91,11 @@ def match(stored: Mapping[str, Array], config: PaliGemmaConfig) -> dict[str, Arr
     if problems:
         listed = "\n  ".join(problems[:LISTED])
         rest = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise CheckpointError(f"the tensors do not fit config.json: {len(problems)} problems\n  {listed}{rest}")
+        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
+        raise CheckpointError(
+            f"the weights do not fit config.json: {count}; take both from the same checkpoint"
+            f"{another_resolution(tensors, config)}\n  {listed}{rest}"
+        )
     return tensors
 
 
@@ -93,6 +112,15 @@ def mismatches(tensors: Mapping[str, Array], expected: Shapes) -> list[str]:
                 f"wrong type  {name}: expected {', '.join(WEIGHT_DTYPES.values())}, got {type_name(tensor.dtype)}"
             )
     return problems
+
+
+def another_resolution(tensors: Mapping[str, Array], config: PaliGemmaConfig) -> str:
+    """What to add to a message where the position table is one of another image size: 224, 448 and 896 px mixed up."""
+    table, vision = tensors.get(POSITIONS), config.vision
+    stored_px = math.isqrt(table.shape[0]) * vision.patch_size if table is not None and table.ndim == 2 else 0
+    if stored_px in (0, vision.image_size):
+        return ""
+    return f" (the weights are for images of {stored_px} px, config.json is for {vision.image_size} px)"
 
 
 def not_finite_tensors(

@@ -28,9 +28,9 @@ def _check_config(folder: Path) -> Path:
     if "adapter_config.json" in names:
         advice = "it is an adapter: give its base model as the model and this folder as the adapter"
     elif names:
-        advice = f"it holds {name_some(names, limit=8)}"
+        advice = f"it holds {name_some(names, limit=8)}; give the folder of a checkpoint"
     else:
-        advice = "it is empty"
+        advice = "it is empty; give the folder of a checkpoint"
     raise CheckpointError(f"{folder}: no {CONFIG_NAME} in the folder; {advice}")
 
 

@@ -1,6 +1,5 @@
 """`pg2ref generate`."""
 
-import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +86,12 @@ def command(
 def read_stdin(images: tuple[str, ...], prompt: str) -> tuple[list[Any], str]:
     """Image sources and prompt, with the one `-` among them replaced by what stdin holds."""
     if [*images, prompt].count("-") > 1:
-        raise UsageError("`-` can stand for one image or for the prompt, once")
+        raise UsageError("`-` can stand for one image or for the prompt, once: stdin holds one thing")
+    if "-" in (*images, prompt) and sys.stdin is None:
+        raise UsageError("`-` reads stdin, which is closed")
     if prompt == "-":
         return list(images), decode_prompt(sys.stdin.buffer.read())
-    return [io.BytesIO(sys.stdin.buffer.read()) if image == "-" else image for image in images], prompt
+    return [sys.stdin.buffer if image == "-" else image for image in images], prompt
 
 
 def decode_prompt(stored: bytes) -> str:

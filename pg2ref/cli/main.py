@@ -3,6 +3,7 @@
 0 ok, 1 run failed, 2 usage, 3 model not available, 4 input unreadable, 5 checkpoint inconsistent, 130 interrupted.
 """
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -62,6 +63,8 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its code; an error is one message on stderr, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an answer may hold what the terminal's encoding lacks
     try:
         group.main(args=arguments, prog_name="pg2ref", standalone_mode=False)
         sys.stdout.flush()

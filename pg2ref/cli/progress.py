@@ -1,6 +1,6 @@
 """A progress line on a terminal: what phase, how far, how many bytes of weights have been read. Silent elsewhere."""
 
-import shutil
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ class ProgressLine:
         self._written = now
         filled = round(WIDTH * done / total)
         text = f"{label:<16} [{'#' * filled}{'.' * (WIDTH - filled)}] {detail}"
-        columns = shutil.get_terminal_size().columns  # a line that wraps could not be erased
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a line that wraps could not be erased
         sys.stderr.write(f"\r\x1b[K{text[: columns - 1]}")
         sys.stderr.flush()
 

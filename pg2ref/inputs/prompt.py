@@ -7,7 +7,7 @@ starts behind it. Nothing is escaped and nothing stripped (Transformers processi
 """
 
 from pg2ref.errors import PromptError
-from pg2ref.inputs.tokenizer import Tokenizer
+from pg2ref.inputs.tokenizer import Tokenizer, check_unicode
 
 IMAGE = "<image>"
 
@@ -24,10 +24,11 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, *, num_images: int, num_image_
     """
     if num_images < 1:
         raise PromptError("the model needs an image: expected 1 or more, got none")
+    check_unicode(prompt)
     marks = prompt.count(IMAGE)
     if marks not in (0, num_images):
         raise PromptError(
-            f"the prompt holds {marks} {IMAGE} but {num_images} came with it: expected one mark for each image; "
+            f"the prompt holds {marks} {IMAGE}, the number of images is {num_images}: expected one mark for each; "
             f"leave {IMAGE} out of the prompt to put all images first"
         )
     marked = prompt if marks else IMAGE * num_images + prompt

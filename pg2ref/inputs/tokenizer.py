@@ -17,6 +17,17 @@ LOCATION_OR_SEGMENT = r"<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
+def check_unicode(text: str) -> None:
+    """Raises PromptError for a text that is not Unicode: a lone surrogate, as a byte that is not UTF-8 becomes one."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the text holds U+{ord(text[error.start]):04X} at character {error.start}: expected Unicode, got half of "
+            "a surrogate pair or a byte that was not UTF-8; give the text as UTF-8"
+        ) from None
+
+
 class Tokenizer:
     """Token ids of texts and texts of token ids; make one with `load`."""
 
@@ -49,13 +60,7 @@ class Tokenizer:
         Added tokens (`<image>`, `<bos>`, `<loc0001>` ...) are found anywhere in the text, typed by a user or not.
         Raises PromptError for a text that is not Unicode (a lone surrogate).
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"the text holds U+{ord(text[error.start]):04X} at character {error.start}: expected Unicode text, got "
-                "half of a surrogate pair; decode the text from its bytes again"
-            ) from None
+        check_unicode(text)
         ids: list[int] = []
         done = 0
         for match in self._added_token.finditer(text):

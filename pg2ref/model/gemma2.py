@@ -149,7 +149,7 @@ def attend(
         heads_TNH[rows] = ops.attend(query_TNH[rows], key_SKH, value_SKH, *ranges[sequence], **options)
         if tap.wants(f"{stage}/attention_weights"):
             weights_NTS = attention_weights(query_TNH[rows], key_SKH, *ranges[sequence], **options)
-            tap(f"{stage}/attention_weights", weights_NTS)
+            tap(f"{stage}/attention_weights", weights_NTS.astype(query_TNH.dtype))
     out_TX = tap(f"{stage}/attention_out", heads_TNH.reshape(T, N * H))
     return tap(f"{stage}/o_proj", ops.linear(out_TX, layer.o_proj))
 

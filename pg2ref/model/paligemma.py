@@ -88,6 +88,19 @@ def step(model: PaliGemma, token_ids: Sequence[int], caches: Sequence[KVCache], 
     return read(model, embeddings_TD, caches, tap=tap)
 
 
+def forward(
+    model: PaliGemma, image_embeddings_ID: Array, ids: Sequence[int], prefix_length: int, *, tap: Tap = no_tap
+) -> Array:
+    """Read a whole sequence at once, prefix and given answer; `logits_TV` of every row (teacher forcing)."""
+    embeddings_TD = tap("prefix/embeddings", embed_prefix(model, image_embeddings_ID, ids))
+    text, config = model.params.language_model, model.config.text
+    cache = model.empty_cache(len(ids), prefix_length)
+    hidden_TD = gemma2.decode(
+        text, config, embeddings_TD, [cache], window_policy=model.window_policy, ops=model.ops, tap=tap
+    )
+    return gemma2.logits(text, config, hidden_TD, ops=model.ops, tap=tap)
+
+
 def read(model: PaliGemma, embeddings_TD: Array, caches: Sequence[KVCache], *, tap: Tap = no_tap) -> Array:
     """Run the decoder over new rows; `logits_TV` of the last row of each sequence."""
     text = model.params.language_model

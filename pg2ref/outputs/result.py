@@ -87,5 +87,5 @@ class Result:
         return {"schema": SCHEMA, "model": fields.pop("model"), "input": inputs, **fields}
 
     def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        """One line of JSON in ASCII, which no terminal, pipe or odd file name can spoil."""
+        return json.dumps(self.to_dict())

@@ -1,0 +1,420 @@
+"""Every operation of every table against the oracle, in float32 and float64: not "equal to each other" but "right".
+
+A second table joins the tests by a line in BACKENDS.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from closeness import assert_close
+from oracles import naive_ops
+
+from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16
+from pg2ref.errors import UsageError
+from pg2ref.model import backend, masks, rope
+from pg2ref.model import ops as reference_ops
+from pg2ref.model.backend import REFERENCE, Ops
+from pg2ref.model.masks import KeyRanges
+
+BACKENDS: Mapping[str, Ops] = {"numpy": REFERENCE}
+EPS = 1e-6
+
+
+@pytest.fixture(params=BACKENDS)
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["f32", "f64"])
+def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    return np.dtype(request.param)
+
+
+def lists(array: Array) -> Any:
+    """For the oracle: nested lists of Python floats."""
+    return array.astype(np.float64).tolist()
+
+
+def unaligned(array: Array) -> Array:
+    """The same numbers at an odd address, as in a file whose header was not padded."""
+    buffer = np.zeros(array.nbytes + 1, np.uint8)
+    buffer[1:] = array.reshape(-1).view(np.uint8)
+    view = buffer[1:].view(array.dtype).reshape(array.shape)
+    assert not view.flags.aligned
+    return view
+
+
+def read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+STORES: Mapping[str, Callable[[Array], Array]] = {
+    "bf16": f32_to_bf16,
+    "f16": lambda values: values.astype(np.float16),
+    "f32": lambda values: values.astype(np.float32),
+    "f64": lambda values: values.astype(np.float64),
+    "bf16 of a file": lambda values: read_only(unaligned(f32_to_bf16(values))),
+    "f32 of a file": lambda values: read_only(unaligned(values.astype(np.float32))),
+    "f16 of a file": lambda values: read_only(unaligned(values.astype(np.float16))),
+}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> Callable[[Array], Array]:
+    return STORES[request.param]
+
+
+def stored_values(weight: Array) -> Array:
+    """What the stored weight means, exactly."""
+    return (bf16_to_f32(weight) if weight.dtype == np.uint16 else weight).astype(np.float64)
+
+
+# Linear layers.
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(ops: Ops, dtype: Any, store: Any, rows: int, with_bias: bool, rng: np.random.Generator) -> None:
+    x_TD = rng.standard_normal((rows, 13)).astype(dtype)
+    weight_OD = store(rng.standard_normal((7, 13), np.float32))
+    bias_O = store(rng.standard_normal(7, np.float32)) if with_bias else None
+    bias = None if bias_O is None else stored_values(bias_O).tolist()
+    exact = np.array(naive_ops.linear(lists(x_TD), stored_values(weight_OD).tolist(), bias))
+    out_TO = ops.linear(x_TD, weight_OD, bias_O)
+    assert out_TO.dtype == dtype
+    assert_close(out_TO, exact, "linear", terms=13)
+
+
+@pytest.mark.parametrize("block", [1, 12, 13, 3 * 13, 4 * 13 + 5, 10 * 13, 11 * 13, 1 << 20])
+@pytest.mark.parametrize("run", [1, 5, 12, 13, 14])
+def test_linear_works_in_blocks_and_runs(
+    ops: Ops, dtype: Any, block: int, run: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(reference_ops, "BLOCK_WEIGHTS", block)
+    monkeypatch.setattr(reference_ops, "RUN", run)
+    x_TD = rng.standard_normal((3, 13)).astype(dtype)
+    weight_OD = f32_to_bf16(rng.standard_normal((11, 13), np.float32))
+    bias_O = f32_to_bf16(rng.standard_normal(11, np.float32))
+    exact = np.array(naive_ops.linear(lists(x_TD), stored_values(weight_OD).tolist(), stored_values(bias_O).tolist()))
+    assert_close(ops.linear(x_TD, weight_OD, bias_O), exact, "linear", terms=13)
+
+
+def test_linear_sums_many_numbers(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
+    x_TD = rng.standard_normal((2, 2309)).astype(dtype)
+    weight_OD = f32_to_bf16(rng.standard_normal((17, 2309), np.float32))
+    exact = np.array(naive_ops.linear(lists(x_TD), stored_values(weight_OD).tolist()))
+    assert_close(ops.linear(x_TD, weight_OD), exact, "linear", terms=2309)
+
+
+def test_linear_of_a_view(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
+    """Rows that are no contiguous piece of memory, as the last row of each of several sequences."""
+    x_TD = rng.standard_normal((9, 13)).astype(dtype)[2::3]
+    weight_OD = f32_to_bf16(rng.standard_normal((7, 26), np.float32))[:, ::2]
+    exact = np.array(naive_ops.linear(lists(x_TD), stored_values(weight_OD).tolist()))
+    assert_close(ops.linear(x_TD, weight_OD), exact, "linear", terms=13)
+
+
+# Norms.
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("eps", [EPS, 0.02])
+def test_rms_norm(ops: Ops, dtype: Any, store: Any, rows: int, eps: float, rng: np.random.Generator) -> None:
+    x_TD = (3 * rng.standard_normal((rows, 17)) + 0.5).astype(dtype)
+    scale_D = store(rng.standard_normal(17, np.float32))
+    exact = np.array(naive_ops.rms_norm(lists(x_TD), stored_values(scale_D).tolist(), eps))
+    out_TD = ops.rms_norm(x_TD, scale_D, eps)
+    assert out_TD.dtype == dtype
+    assert_close(out_TD, exact, "rms_norm", terms=17)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("eps", [EPS, 0.02])
+def test_layer_norm(ops: Ops, dtype: Any, store: Any, rows: int, eps: float, rng: np.random.Generator) -> None:
+    x_TE = (3 * rng.standard_normal((rows, 17)) + 0.5).astype(dtype)
+    scale_E, bias_E = (store(rng.standard_normal(17, np.float32)) for _ in range(2))
+    exact = np.array(
+        naive_ops.layer_norm(lists(x_TE), stored_values(scale_E).tolist(), stored_values(bias_E).tolist(), eps)
+    )
+    out_TE = ops.layer_norm(x_TE, scale_E, bias_E, eps)
+    assert out_TE.dtype == dtype
+    assert_close(out_TE, exact, "layer_norm", terms=17)
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-41, 1e-30, 1e-3, 1e4, 1e15])
+def test_norms_of_very_small_and_large_rows(ops: Ops, dtype: Any, magnitude: float, rng: np.random.Generator) -> None:
+    """Under eps the result shrinks with the row; zeros and denormals stay finite."""
+    x_TD = (magnitude * rng.standard_normal((3, 11))).astype(dtype)
+    scale_D, bias_D = rng.standard_normal((2, 11)).astype(np.float32)
+    zeros = [0.0] * 11
+    exact = np.array(naive_ops.rms_norm(lists(x_TD), lists(scale_D), EPS))
+    assert_close(ops.rms_norm(x_TD, scale_D, EPS), exact, "rms_norm", terms=11)
+    exact = np.array(naive_ops.layer_norm(lists(x_TD), lists(scale_D), zeros, EPS))
+    assert_close(ops.layer_norm(x_TD, scale_D, np.zeros(11, np.float32), EPS), exact, "layer_norm", terms=11)
+    if magnitude == 0:
+        np.testing.assert_array_equal(ops.layer_norm(x_TD, scale_D, bias_D, EPS), np.tile(bias_D.astype(dtype), (3, 1)))
+
+
+def test_layer_norm_of_a_row_far_from_zero(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
+    """The variance is that of the centred row: the difference of two large sums would have lost it."""
+    x_TE = (4096 + rng.integers(-8, 9, (3, 19)) / 8).astype(dtype)  # exact in both types
+    scale_E, bias_E = rng.standard_normal((2, 19)).astype(np.float32)
+    exact = np.array(naive_ops.layer_norm(lists(x_TE), lists(scale_E), lists(bias_E), EPS))
+    error = np.abs(ops.layer_norm(x_TE, scale_E, bias_E, EPS) - exact).max()
+    assert error < 4096 * np.finfo(dtype).eps * 8  # the mean is rounded where the row lies
+
+
+# Activations and the soft cap.
+
+SPREAD = np.concatenate([-np.geomspace(12, 1e-42, 47), [0.0], np.geomspace(1e-42, 12, 47)])
+
+
+def test_gelu(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
+    x = SPREAD.astype(dtype)
+    exact = np.array([naive_ops.gelu(number) for number in lists(x)])
+    out = ops.gelu(x)
+    assert out.dtype == dtype
+    assert_close(out, exact, "gelu", terms=1)
+    near = np.abs(x) < 1  # again where the results are small
+    assert_close(out[near], exact[near], "gelu", terms=1)
+    x_TF = (2 * rng.standard_normal((5, 7))).astype(dtype)
+    exact = np.vectorize(naive_ops.gelu)(x_TF.astype(np.float64))
+    assert_close(ops.gelu(x_TF), exact, "gelu", terms=1)
+
+
+def test_gelu_is_the_tanh_form(ops: Ops, dtype: Any) -> None:
+    """The exact form, by erf, gives 0.841344746 and -0.000005... here: 2e-4 apart."""
+    x = np.array([1.0, -3.0, 1e4, -1e4], dtype)
+    np.testing.assert_allclose(ops.gelu(x), [0.8411919906, -0.0036373920, 1e4, 0.0], rtol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_gated_gelu(ops: Ops, dtype: Any, rows: int, rng: np.random.Generator) -> None:
+    gate_TF, up_TF = (2 * rng.standard_normal((2, rows, 11))).astype(dtype)
+    out_TF = ops.gated_gelu(gate_TF, up_TF)
+    assert out_TF.dtype == dtype
+    assert_close(out_TF, np.array(naive_ops.gated_gelu(lists(gate_TF), lists(up_TF))), "gated_gelu", terms=1)
+
+
+@pytest.mark.parametrize("cap", [None, 0.5, 5.0, 50.0])
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 5)])
+def test_soft_cap(ops: Ops, dtype: Any, cap: float | None, shape: Any, rng: np.random.Generator) -> None:
+    logits = (9 * rng.standard_normal(shape)).astype(dtype)
+    exact = np.vectorize(lambda number: naive_ops.soft_cap(number, cap))(logits.astype(np.float64))
+    out = ops.soft_cap(logits, cap)
+    assert out.dtype == dtype
+    assert_close(out, exact, "soft_cap", terms=1)
+    if cap is None:
+        np.testing.assert_array_equal(out, logits)
+
+
+def test_a_saturated_cap(ops: Ops, dtype: Any) -> None:
+    largest = float(np.finfo(np.float32).max)
+    logits = np.array([1e4, -1e4, largest, -largest, 1e-42, 0.0], dtype)
+    np.testing.assert_array_equal(ops.soft_cap(logits, 5.0)[:4], [5, -5, 5, -5])
+    np.testing.assert_allclose(ops.soft_cap(logits, 5.0)[4:], logits[4:], rtol=0, atol=2e-45)
+
+
+def test_a_soft_cap_keeps_the_order(ops: Ops, dtype: Any) -> None:
+    logits = np.linspace(-20, 20, 97).astype(dtype)
+    assert (np.diff(ops.soft_cap(logits, 30.0)) > 0).all()
+
+
+# Rotation: more in test_rope.py.
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_rotate(ops: Ops, dtype: Any, rows: int, rng: np.random.Generator) -> None:
+    positions_T = np.array([1, 4, 5, 111, 700])[-rows:]
+    x_TNH = rng.standard_normal((rows, 3, 14)).astype(dtype)
+    out_TNH = ops.rotate(x_TNH, *rope.rotation_table(positions_T, 14, 10000.0, dtype))
+    assert out_TNH.dtype == dtype
+    exact = np.array(naive_ops.rotate(lists(x_TNH), positions_T.tolist(), 10000.0))
+    assert_close(out_TNH, exact, "rotate", terms=2)
+
+
+# Attention.
+
+MASKS: Mapping[str, Callable[[int, int], KeyRanges]] = {
+    "everything": masks.everything,
+    "causal": lambda T, S: masks.prefix_lm(np.arange(S - T, S), prefix_length=0),
+    "prefix": lambda T, S: masks.prefix_lm(np.arange(S - T, S), prefix_length=S - T // 2),
+    "window 3": lambda T, S: masks.prefix_lm(np.arange(S - T, S), prefix_length=S - T // 2, window=3),
+    "keras window 3": lambda T, S: masks.prefix_lm(np.arange(S - T, S), prefix_length=S, window=3, policy="keras"),
+    "one key": lambda T, S: KeyRanges((np.arange(T) * 5) % S, (np.arange(T) * 5) % S),
+    "first key": lambda T, S: KeyRanges(np.zeros(T, np.int64), np.zeros(T, np.int64)),
+    "last key": lambda T, S: KeyRanges(np.full(T, S - 1), np.full(T, S - 1)),
+}
+
+
+def attend_case(rng: np.random.Generator, dtype: Any, *, T: int, S: int, K: int, G: int, H: int) -> tuple[Array, ...]:
+    shapes = ((T, K * G, H), (S, K, H), (S, K, H))
+    return tuple((1.5 * rng.standard_normal(shape)).astype(dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("logit_cap", [None, 0.7, 50.0])
+@pytest.mark.parametrize("T", [1, 5])
+def test_attend(ops: Ops, dtype: Any, mask: str, logit_cap: float | None, T: int, rng: np.random.Generator) -> None:
+    query, key, value = attend_case(rng, dtype, T=T, S=11, K=2, G=3, H=7)
+    ranges = MASKS[mask](T, 11)
+    allowed = [[bool(first <= s <= last) for s in range(11)] for first, last in zip(*ranges, strict=True)]
+    exact = naive_ops.attend(lists(query), lists(key), lists(value), allowed, scale=0.3, logit_cap=logit_cap)
+    out_TNH = ops.attend(query, key, value, *ranges, scale=0.3, logit_cap=logit_cap)
+    assert out_TNH.dtype == dtype
+    assert_close(out_TNH, np.array(exact), "attend", terms=7 + 11)
+
+
+@pytest.mark.parametrize(("K", "G"), [(1, 1), (1, 3), (3, 1), (3, 2)])
+def test_attend_groups_of_heads(ops: Ops, dtype: Any, K: int, G: int, rng: np.random.Generator) -> None:
+    query, key, value = attend_case(rng, dtype, T=4, S=7, K=K, G=G, H=5)
+    ranges = masks.prefix_lm(np.arange(3, 7), prefix_length=0)
+    exact = naive_ops.attend(
+        lists(query), lists(key), lists(value), ranges.allowed_TS(7).tolist(), scale=1.0, logit_cap=None
+    )
+    assert_close(ops.attend(query, key, value, *ranges, scale=1.0, logit_cap=None), np.array(exact), "attend", 5 + 7)
+
+
+def test_attend_reads_a_cache(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
+    """Keys and values are views into a larger array, of rows that lie apart."""
+    query, key, value = attend_case(rng, dtype, T=3, S=7, K=2, G=2, H=5)
+    room = rng.standard_normal((2, 13, 4, 5)).astype(dtype)
+    room[0, :7, ::2], room[1, :7, ::2] = key, value
+    ranges = masks.prefix_lm(np.arange(4, 7), prefix_length=2, window=4)
+    whole = ops.attend(query, key, value, *ranges, scale=0.5, logit_cap=2.0)
+    viewed = ops.attend(query, room[0, :7, ::2], room[1, :7, ::2], *ranges, scale=0.5, logit_cap=2.0)
+    assert_close(viewed, whole, "attend", terms=5 + 7)
+
+
+def test_what_is_masked_does_not_matter(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
+    """Not even when its score is the largest by far, and whatever its value."""
+    query, key, value = attend_case(rng, dtype, T=3, S=7, K=1, G=2, H=5)
+    ranges = masks.prefix_lm(np.arange(2, 5), prefix_length=0, window=2)
+    expected = ops.attend(query, key, value, *ranges, scale=1.0, logit_cap=None)
+    key[[0, 5, 6]] *= 1e4
+    value[[0, 5, 6]] = 1e30
+    np.testing.assert_array_equal(ops.attend(query, key, value, *ranges, scale=1.0, logit_cap=None), expected)
+
+
+@pytest.mark.parametrize("logit_cap", [None, 50.0])
+def test_huge_scores_do_not_overflow(ops: Ops, dtype: Any, logit_cap: float | None) -> None:
+    """Scores of 1e4 and -1e4, exact in both types: all weight on the largest, halves on two equals."""
+    query = np.array([[[100.0]], [[-100.0]], [[100.0]]], dtype)
+    key = np.array([[[100.0]], [[-100.0]], [[0.0]], [[100.0]]], dtype)
+    value = np.array([[[1.0]], [[2.0]], [[4.0]], [[8.0]]], dtype)
+    ranges = KeyRanges(np.array([0, 0, 1]), np.array([3, 3, 2]))
+    out = ops.attend(query, key, value, *ranges, scale=1.0, logit_cap=logit_cap)
+    np.testing.assert_allclose(out[:, 0, 0], [4.5, 2.0, 4.0], rtol=1e-6)
+
+
+def test_huge_scores_that_are_all_negative(ops: Ops, dtype: Any) -> None:
+    """A row whose largest score is -1e4 still weighs its keys by differences."""
+    query, key = np.full((1, 1, 1), -100.0, dtype), np.full((3, 1, 1), 100.0, dtype)
+    value = np.array([[[3.0]], [[6.0]], [[9.0]]], dtype)
+    out = ops.attend(query, key, value, *masks.everything(1, 3), scale=1.0, logit_cap=None)
+    np.testing.assert_allclose(out, [[[6.0]]], rtol=1e-6)
+
+
+def test_a_cap_comes_after_the_scale(ops: Ops, dtype: Any) -> None:
+    """Scale 0.25 of 16 is 4, capped at 4: 4 tanh(1). The other order would give 4 * 0.25 * tanh(4)."""
+    query, key = np.full((1, 1, 1), 4.0, dtype), np.array([[[4.0]], [[0.0]]], dtype)
+    value = np.array([[[1.0]], [[0.0]]], dtype)
+    out = ops.attend(query, key, value, *masks.everything(1, 2), scale=0.25, logit_cap=4.0)
+    np.testing.assert_allclose(out, [[[1 / (1 + np.exp(-4 * np.tanh(1.0)))]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("logit_cap", [None, 0.7])
+def test_attention_weights_are_those_of_attend(dtype: Any, logit_cap: float | None, rng: np.random.Generator) -> None:
+    query, key, value = attend_case(rng, dtype, T=5, S=11, K=2, G=3, H=7)
+    ranges = MASKS["window 3"](5, 11)
+    weights_NTS = reference_ops.attention_weights(query, key, *ranges, scale=0.3, logit_cap=logit_cap)
+    assert weights_NTS.shape == (6, 5, 11)
+    allowed_TS = ranges.allowed_TS(11)
+    assert (weights_NTS[:, ~allowed_TS] == 0).all()  # exactly
+    assert (weights_NTS[:, allowed_TS] > 0).all()
+    np.testing.assert_allclose(weights_NTS.sum(-1), 1, rtol=1e-6)
+    heads = np.stack([weights_NTS[n] @ value[:, n // 3] for n in range(6)], axis=1).astype(dtype)
+    assert_close(heads, REFERENCE.attend(query, key, value, *ranges, scale=0.3, logit_cap=logit_cap), "attend", 18)
+
+
+def test_softmax_row_by_row(dtype: Any, rng: np.random.Generator) -> None:
+    scores_TS = (5 * rng.standard_normal((3, 7))).astype(dtype)
+    scores_TS[0, 2:4] = -np.inf
+    exact = [naive_ops.softmax(row, [score > -np.inf for score in row]) for row in lists(scores_TS)]
+    out_TS = reference_ops.softmax(scores_TS)
+    assert_close(out_TS, np.array(exact), "softmax", terms=7)
+    assert (out_TS[0, 2:4] == 0).all()
+
+
+# What holds for all of them.
+
+
+def calls(rng: np.random.Generator, dtype: Any) -> dict[str, tuple[list[Any], dict[str, Any], tuple[int, ...]]]:
+    """Arguments of every operation, and the shape of its result."""
+    x_TD = rng.standard_normal((5, 7)).astype(dtype)
+    weight_OD = f32_to_bf16(rng.standard_normal((3, 7), np.float32))
+    scale_D, bias_D, bias_O = (f32_to_bf16(rng.standard_normal(n, np.float32)) for n in (7, 7, 3))
+    table = rope.rotation_table(np.arange(5), 14, 100.0, dtype)
+    attended = [*attend_case(rng, dtype, T=5, S=11, K=2, G=3, H=7), *MASKS["window 3"](5, 11)]
+    return {
+        "linear": ([x_TD, weight_OD, bias_O], {}, (5, 3)),
+        "rms_norm": ([x_TD, scale_D, EPS], {}, (5, 7)),
+        "layer_norm": ([x_TD, scale_D, bias_D, EPS], {}, (5, 7)),
+        "gelu": ([x_TD], {}, (5, 7)),
+        "gated_gelu": ([x_TD, x_TD + 1], {}, (5, 7)),
+        "soft_cap": ([x_TD, 2.0], {}, (5, 7)),
+        "rotate": ([rng.standard_normal((5, 3, 14)).astype(dtype), *table], {}, (5, 3, 14)),
+        "attend": (attended, {"scale": 0.5, "logit_cap": 3.0}, (5, 6, 7)),
+    }
+
+
+@pytest.mark.parametrize("name", Ops._fields)
+def test_type_and_shape_are_kept_and_inputs_left_alone(
+    ops: Ops, dtype: Any, name: str, rng: np.random.Generator
+) -> None:
+    arguments, options, shape = calls(rng, dtype)[name]
+    before = [argument.copy() if isinstance(argument, np.ndarray) else argument for argument in arguments]
+    first = getattr(ops, name)(*arguments, **options)
+    assert first.dtype == dtype
+    assert first.shape == shape
+    for argument, old in zip(arguments, before, strict=True):
+        np.testing.assert_array_equal(argument, old)
+        if isinstance(argument, np.ndarray):
+            assert not np.shares_memory(first, argument)
+            argument.flags.writeable = False  # as the views of a checkpoint are
+    np.testing.assert_array_equal(getattr(ops, name)(*arguments, **options), first)
+
+
+@pytest.mark.parametrize("name", Ops._fields)
+def test_a_single_row_is_the_same_as_in_company(ops: Ops, dtype: Any, name: str, rng: np.random.Generator) -> None:
+    """Rows do not touch each other; in attention, queries do not."""
+    arguments, options, _ = calls(rng, dtype)[name]
+    together = getattr(ops, name)(*arguments, **options)
+    by_row = {"gated_gelu": (0, 1), "rotate": (0, 1, 2), "attend": (0, 3, 4)}.get(name, (0,))
+    for t in range(5):
+        one = [a[t : t + 1] if i in by_row else a for i, a in enumerate(arguments)]
+        alone = getattr(ops, name)(*one, **options)
+        assert alone.shape == (1, *together.shape[1:])
+        assert_close(alone, together[t : t + 1], name, terms=7 + 11)
+
+
+@pytest.mark.parametrize("name", Ops._fields)
+@pytest.mark.parametrize("table", BACKENDS)
+def test_tables_have_the_reference_signatures(table: str, name: str) -> None:
+    reference = {**vars(reference_ops), "rotate": rope.rotate}[name]
+    assert inspect.signature(getattr(BACKENDS[table], name)) == inspect.signature(reference)
+
+
+def test_every_table_is_tested() -> None:
+    assert set(BACKENDS) == set(backend.BACKENDS)
+    for name, table in BACKENDS.items():
+        assert backend.operations(name) is table
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(UsageError, match="backend 'torch' is not one of numpy"):
+        backend.operations("torch")
