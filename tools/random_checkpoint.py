@@ -26,8 +26,9 @@ from pg2ref.config import PUBLISHED, PaliGemmaConfig, parse_config
 LOC_AND_SEG = 1024 + 128
 CHUNK = 1 << 24
 
-# Mean and deviation of w in 1 + w. A small gain behind attention keeps a token's own voice above the image's, or every answer would be
-# one token again and again; a last norm around 0 keeps the tied head from naming the token just read.
+# Mean and deviation of w in 1 + w. A small gain behind attention keeps a token's own voice above the image's, or
+# every answer would be one token again and again; a last norm around 0 keeps the tied head from naming the token
+# that was just read.
 GEMMA_NORMS = {"post_attention_layernorm": (-0.5, 0.3), "norm": (-1.0, 1.0)}
 
 # Every Gemma 2 feature live in 0.5 M parameters: a window smaller than the prefix, a query scale that is not the head

@@ -48,11 +48,10 @@ def pixel_values(image: Image.Image, image_size: int, resize: str = "bicubic") -
     `resize` is one of `RESIZE_POLICIES`. "bicubic" is Pillow's own, whose kernel widens where it shrinks, as
     SiglipImageProcessorPil of Transformers 5.23 runs it: the parity target. (Pillow 13 resizes down before
     across where the height shrinks by over twice as many px as the width, older ones almost never; both round
-    in between, so versions differ, and Transformers with them.) "bilinear-aa" and "bilinear" are
-    those of big_vision (pp/ops_image.py@4a12790: half-pixel centres, with and without a widening kernel, the
-    result truncated), "nearest" that of gemma.cpp (paligemma/image.cc@19cfe14: corner pixel on corner pixel,
-    halves away from zero). The bilinear sums are in float64, then rounded to float32: where the float32 sums
-    of TensorFlow land on the other side of a whole number, they differ by one level of 255.
+    in between, so versions differ, and Transformers with them.) "bilinear-aa" and "bilinear" are those of
+    big_vision (pp/ops_image.py@4a12790: half-pixel centres, with and without a widening kernel, truncated),
+    "nearest" that of gemma.cpp (paligemma/image.cc@19cfe14: corner pixel on corner pixel, halves away from
+    zero). The bilinear sums are in float64, then rounded to float32; TensorFlow's may be one level off.
 
     The arithmetic is that of Transformers, bit for bit: times 1/255 in float64, float32, minus 0.5, over 0.5.
 
@@ -138,7 +137,8 @@ def read_image(source: ImageSource) -> Image.Image:
             f"expected a path, a binary file, a PIL image or a uint8 array, got {type(source).__name__}: "
             "wrap bytes in io.BytesIO, turn tensors into arrays"
         )
-    name = " ".join(os.fsdecode(source).split()) if isinstance(source, str | os.PathLike) else "file object"
+    named = source if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "file object"))
+    name = " ".join(os.fsdecode(named).split())
     content = _read_content(source, name)
     with _pillow(name):
         Image.init()

@@ -1,0 +1,67 @@
+"""What the README and the docstrings say about the project is true of its files."""
+
+import ast
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from pg2ref.cli.main import COMMANDS, group
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STEPS = re.findall(r"^\| (\d) \| `([^`]+)`", README, flags=re.MULTILINE)
+
+
+def test_the_reading_path_has_nine_steps() -> None:
+    assert [int(step) for step, _ in STEPS] == list(range(1, 10))
+
+
+@pytest.mark.parametrize(("step", "path"), STEPS)
+def test_each_step_says_where_it_stands(step: str, path: str) -> None:
+    docstring = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
+    assert docstring.startswith(f"Step {step} of 9")
+    following = [after for number, after in STEPS if int(number) == int(step) + 1]
+    assert all(
+        f"Next: {Path(after).name}"
+        in docstring.replace("Next: inputs/", "Next: ")
+        .replace("Next: model/", "Next: ")
+        .replace("Next: generation/", "Next: ")
+        .replace("Next: outputs/", "Next: ")
+        for after in following
+    )
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:pg2ref|tests|tools)/[\w/.]+)", README))))
+def test_paths_in_the_readme_exist(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_the_readme_names_every_command() -> None:
+    assert set(re.findall(r"^pg2ref (\w+)", README, flags=re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_examples(name: str) -> None:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    assert f"pg2ref {name}" in (command.help or "")
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert all(option.help or option.name == "backend" for option in options)
+
+
+def test_options_in_the_readme_exist() -> None:
+    known = {
+        option
+        for name in COMMANDS
+        for parameter in group.get_command(click.Context(group), name).params
+        for option in parameter.opts
+    }  # type: ignore[union-attr]
+    used = {
+        option
+        for line in re.findall(r"^pg2ref .*", README, flags=re.MULTILINE)
+        for option in re.findall(r"(?<= )--?[a-z][\w-]*", line)
+    }
+    assert used
+    assert used <= known
