@@ -73,10 +73,6 @@ class Gemma2Config:
         """Factor on text embeddings; image embeddings are not scaled."""
         return math.sqrt(self.hidden_size)
 
-    def window(self, layer: int) -> int | None:
-        """The sliding window of a layer, None where it reads everything before it."""
-        return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
-
 
 @dataclass(frozen=True, kw_only=True)
 class PaliGemmaConfig:
@@ -189,6 +185,8 @@ def parse_config(
             "the projector must end at the decoder's width"
         )
     image_token_id = top.get("image_token_id", top.get("image_token_index", 257152))
+    if top.get("image_token_index", image_token_id) != image_token_id:
+        raise ConfigError(f"{where}: image_token_id and image_token_index differ; they are two names of one number")
     sources = (generation, top, _subtable(top, "text_config", where))
     eos = next((table["eos_token_id"] for table in sources if table.get("eos_token_id") is not None), 1)
     eos_token_ids = tuple(eos) if isinstance(eos, list) else (eos,)

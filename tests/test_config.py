@@ -85,9 +85,8 @@ def test_published_numbers(name: str) -> None:
     assert (text.attn_logit_softcapping, text.final_logit_softcapping) == (50.0, 30.0)
     assert (text.rope_theta, text.rms_norm_eps) == (10000.0, 1e-6)
     assert (text.max_position_embeddings, text.vocab_size) == (8192, 257216)
-    for layer in range(text.num_hidden_layers):
-        assert text.window(layer) == (4096 if layer % 2 == 0 else None)
-    assert len(text.layer_types) == text.num_hidden_layers
+    assert text.sliding_window == 4096
+    assert text.layer_types == ("sliding_attention", "full_attention") * (text.num_hidden_layers // 2)
     assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads) == (1152, 27, 16)
     assert (vision.intermediate_size, vision.patch_size, vision.num_channels) == (4304, 14, 3)
     assert (vision.head_dim, vision.layer_norm_eps, vision.image_size) == (72, 1e-6, int(pixels))
@@ -174,8 +173,6 @@ def test_null_switches_a_feature_off(name: str, small: dict[str, Any]) -> None:
     small["text_config"][name] = None
     text = parse_config(small).text
     assert getattr(text, name) is None
-    if name == "sliding_window":
-        assert [text.window(layer) for layer in range(4)] == [None] * 4
 
 
 def test_explicit_layer_types(small: dict[str, Any]) -> None:
@@ -183,7 +180,6 @@ def test_explicit_layer_types(small: dict[str, Any]) -> None:
     small["text_config"]["layer_types"] = types
     text = parse_config(small).text
     assert text.layer_types == tuple(types)
-    assert [text.window(layer) for layer in range(4)] == [None, None, 9, None]
     small["text_config"]["layer_types"] = None
     assert parse_config(small).text.layer_types == ("sliding_attention", "full_attention") * 2
 
@@ -359,7 +355,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 PACKAGE = Path(__file__).parent.parent / "pg2ref"
 RECORDS = (SiglipConfig, Gemma2Config, PaliGemmaConfig, Policy)
-DERIVED = {"query_scale", "embedding_scale", "head_dim", "num_image_tokens", "window"}
+DERIVED = {"query_scale", "embedding_scale", "head_dim", "num_image_tokens"}
 
 
 def attributes_read(node: ast.AST) -> Iterator[str]:
@@ -409,3 +405,11 @@ def test_every_field_is_read_on_the_way_to_an_answer(small_folder: Path, monkeyp
     unread = {field.name for field in fields(Gemma2Config)} - read[Gemma2Config]
     assert unread == {"max_position_embeddings"}  # api.py bounds the length of an answer with it
     assert {field.name for field in fields(PaliGemmaConfig)} <= read[PaliGemmaConfig]
+
+
+def test_two_names_of_one_id_must_agree(small: dict[str, Any]) -> None:
+    small["image_token_id"] = small["image_token_index"]
+    assert parse_config(small).image_token_id == small["image_token_index"]
+    small["image_token_id"] += 1
+    with pytest.raises(ConfigError, match="two names of one number"):
+        parse_config(small)

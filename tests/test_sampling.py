@@ -75,35 +75,32 @@ def test_top_k_keeps_ties() -> None:
 @pytest.mark.parametrize(
     ("top_p", "expected"),
     [
-        (0.45, [0]),  # ascending 1/16 1/16 1/8 1/4 1/2: the token that crosses 1 - p is kept
-        (0.5, [0]),  # 1/2 <= 1 - 1/2: dropped at equality
-        (0.51, [0, 1]),
-        (0.75, [0, 1]),
-        (0.76, [0, 1, 2]),
-        (0.875, [0, 1, 2]),
-        (0.88, [0, 1, 2, 3, 4]),
-        (0.0001, [0]),
+        (0.0001, [0]),  # the best is always kept
+        (0.45, [0]),  # 1/2 > 1 - 0.45: the token that crosses 1 - p from below is kept
+        (0.5 - 1e-9, [0]),  # rounding decides at the boundary itself
+        (0.5 + 1e-9, [0, 1]),
+        (0.75 - 1e-9, [0, 1]),
+        (0.75 + 1e-9, [0, 1, 2]),
+        (0.875 - 1e-9, [0, 1, 2]),
+        (0.88, [0, 1, 2, 4]),  # of the equal last two one is enough: the later in a stable order
+        (0.93, [0, 1, 2, 4]),
+        (0.94, [0, 1, 2, 3, 4]),
         (1.0, [0, 1, 2, 3, 4]),
         (None, [0, 1, 2, 3, 4]),
     ],
 )
 def test_top_p_at_its_boundaries(top_p: float | None, expected: list[int]) -> None:
+    """Shares in ascending order: 1/16 1/16 1/8 1/4 1/2."""
     logits_V = np.array([4.0, 3.0, 2.0, 1.0, 1.0]) * math.log(2)
     shares_V = probabilities(logits_V)
     np.testing.assert_allclose(shares_V, [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16], rtol=1e-12)
-    if top_p in (0.5, 0.75, 0.875):  # rounding decides an exact boundary: stay beside it
-        assert kept(filtered_probabilities(logits_V, 1.0, None, top_p - 1e-9)) == expected
-        assert len(kept(filtered_probabilities(logits_V, 1.0, None, top_p + 1e-9))) > len(expected)
-        return
     out_V = filtered_probabilities(logits_V, 1.0, None, top_p)
-    if top_p == 0.88:  # of the equal last two, one is enough: sorted by id, the later one is kept
-        expected = [0, 1, 2, 4]
     assert kept(out_V) == expected
     np.testing.assert_allclose(out_V[expected], shares_V[expected] / shares_V[expected].sum(), rtol=1e-12)
 
 
 def test_top_p_sees_what_top_k_left() -> None:
-    """Of 0.4 0.3 0.2 0.1, top-k 2 leaves 4/7 and 3/7, and 0.6 needs both; without top-k 0.39 needs one alone."""
+    """Of 0.4 0.3 0.2 0.1, top-k 2 leaves 4/7 and 3/7: the first alone holds 0.55, which takes two without top-k."""
     logits_V = log(0.4, 0.3, 0.2, 0.1)
     assert kept(filtered_probabilities(logits_V, 1.0, 2, 0.6)) == [0, 1]
     assert kept(filtered_probabilities(logits_V, 1.0, 2, 0.55)) == [0]

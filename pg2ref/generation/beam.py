@@ -64,7 +64,7 @@ def beam_search(
                 end = make_event(beam.logits_V, end_id, num_alternatives, now - started, "stop")
                 best = (float(scores_V[end_id]), (*beam.tokens, end))
             scores_V[list(model.config.eos_token_ids)] = -np.inf
-            candidates = np.argsort(-scores_V, kind="stable")[: num_beams + 1]
+            candidates = np.argsort(-scores_V, kind="stable")[:num_beams]
             extensions += [Extension(float(scores_V[i]), beam, int(i)) for i in candidates]
         extensions.sort(key=lambda extension: -extension.score)
         if length == max_new_tokens or extensions[0].score < best[0]:

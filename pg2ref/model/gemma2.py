@@ -11,6 +11,7 @@ import numpy as np
 
 from pg2ref.arrays import Array, widen
 from pg2ref.config import Gemma2Config
+from pg2ref.errors import ShapeError
 from pg2ref.model import masks, rope
 from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.kv_cache import KVCache
@@ -56,6 +57,8 @@ class Attention(NamedTuple):
 
 def embed(params: Gemma2Params, config: Gemma2Config, ids_T: Array, dtype: np.dtype[Any]) -> Array:
     """Text embeddings `text_embeddings_TD`, times the square root of the width."""
+    if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= config.vocab_size):
+        raise ShapeError(f"token ids must lie in 0 to {config.vocab_size - 1}, got {ids_T.min()} to {ids_T.max()}")
     return widen(params.embed_tokens[ids_T], dtype) * config.embedding_scale
 
 

@@ -3,9 +3,8 @@
 The result has the input's dtype: float32 in gives the float32 reference, float64 in gives the truth that judges it.
 Weights are widened from the file's type to the input's, a block of rows at a time.
 
-Two places take more care than the formula asks, because they hold most of the rounding of a float32 pass: `linear`
-adds its products in short runs, and attention is computed in float64 throughout. With both, every stage is nearer to
-the float64 truth than a plain float32 run is.
+Inside, everything but the matrix products is computed in float64 and rounded once, and `linear` adds its products in
+short runs. It costs little, and takes a float32 pass nearer to the truth than plain float32 arithmetic is.
 """
 
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 from pg2ref.arrays import Array, widen
 
 BLOCK_WEIGHTS = 1 << 20  # widened at a time: 4 MB of float32 stay in the cache between widening and product
-RUN = 256  # products summed by one matrix product; a sum's rounding error grows with the root of its length
+RUN = 128  # products summed by one matrix product; a sum's rounding error grows with the root of its length
 
 
 class Affine(NamedTuple):
@@ -47,20 +46,26 @@ def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
 
     `eps` stands inside the root (Gemma 2 report, arXiv:2408.00118; Transformers modeling_gemma2.py, Gemma2RMSNorm).
     """
-    mean_square_T1 = np.mean(np.square(x_TD), axis=-1, keepdims=True)
-    return x_TD / np.sqrt(mean_square_T1 + eps) * (1 + widen(scale_D, x_TD.dtype))
+    exact_TD = x_TD.astype(np.float64)
+    mean_square_T1 = np.mean(np.square(exact_TD), axis=-1, keepdims=True)
+    normed_TD = exact_TD / np.sqrt(mean_square_T1 + eps) * (1 + widen(scale_D, exact_TD.dtype))
+    return normed_TD.astype(x_TD.dtype)
 
 
 def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
     """Normalise each row to mean 0 and (biased) variance 1, then scale and shift (arXiv:1607.06450)."""
-    centred_TE = x_TE - x_TE.mean(axis=-1, keepdims=True)
+    exact_TE = x_TE.astype(np.float64)
+    centred_TE = exact_TE - exact_TE.mean(axis=-1, keepdims=True)
     variance_T1 = np.mean(np.square(centred_TE), axis=-1, keepdims=True)
-    return centred_TE / np.sqrt(variance_T1 + eps) * widen(scale_E, x_TE.dtype) + widen(bias_E, x_TE.dtype)
+    normed_TE = centred_TE / np.sqrt(variance_T1 + eps) * widen(scale_E, exact_TE.dtype)
+    return (normed_TE + widen(bias_E, exact_TE.dtype)).astype(x_TE.dtype)
 
 
 def gelu(x: Array) -> Array:
     """The tanh form of GELU, `gelu_pytorch_tanh` in config.json (arXiv:1606.08415, section 2). Any shape."""
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * (x + 0.044715 * x**3)))
+    exact = x.astype(np.float64)
+    inner = np.sqrt(2 / np.pi) * (exact + 0.044715 * exact * exact * exact)
+    return (0.5 * exact * (1 + np.tanh(inner))).astype(x.dtype)
 
 
 def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
