@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -30,11 +30,12 @@ from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
 
 PRECISIONS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 MOST_NEW_TOKENS = 8192
+Computed = TypeVar("Computed")
 MOST_BEAMS = 64
 
 
 def load(
-    name: str | Path,
+    name: str | Path | None = None,
     *,
     precision: str = "f32",
     backend: str = "numpy",
@@ -47,7 +48,7 @@ def load(
     Args:
         name: a folder with config.json, or `org/name[@revision]`.
         precision: `f32` activations and sums, or `f64` for the truth that judges it.
-        backend: `numpy`, the reference.
+        backend: `numpy`, the reference, or `numba`, the kernels, which are compiled on first use.
         preset: whose choice to follow where libraries differ: transformers, big_vision, keras, gemma_cpp.
         resize: one choice apart from the preset's; see inputs/image.py.
         window: likewise; see model/masks.py.
@@ -57,7 +58,12 @@ def load(
         CheckpointError: the files contradict each other.
         UsageError: an option has no such value.
     """
+    started = time.perf_counter()
+    if name is None:
+        raise UsageError("no model given: name a checkpoint folder, or one in the Hugging Face cache")
     _check_choice("precision", precision, PRECISIONS)
+    if precision == "f64" and backend == "numba":
+        raise UsageError("the kernels compute in float32: give backend numpy with precision f64")
     _check_choice("preset", preset, PRESETS)
     policy = PRESETS[preset]
     policy = Policy(resize=resize or policy.resize, window=window or policy.window)
@@ -69,8 +75,14 @@ def load(
     tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
     check_vocabulary(checkpoint, tokenizer.vocab_size)
     numbers = PaliGemma(checkpoint.params, checkpoint.config, PRECISIONS[precision], ops, policy.window)
-    described = {"id": str(name), "precision": precision, "backend": backend, "weights": checkpoint.weight_type}
-    return Model(checkpoint, tokenizer, numbers, policy, described)
+    described = {
+        "id": str(name),
+        "revision": folder.name if folder.parent.name == "snapshots" else None,
+        "dtype": precision,
+        "backend": backend,
+        "weights": checkpoint.weight_type,
+    }
+    return Model(checkpoint, tokenizer, numbers, policy, described, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,8 @@ class Model:
         tokenizer: Tokenizer,
         numbers: PaliGemma,
         policy: Policy,
-        described: dict[str, str],
+        described: dict[str, str | None],
+        load_seconds: float,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -98,6 +111,7 @@ class Model:
         self.numbers = numbers
         self.policy = policy
         self.described = described
+        self.load_seconds = load_seconds
 
     def generate(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Result:
         """Answer a prompt about one image or several; options as for `stream`."""
@@ -134,7 +148,7 @@ class Model:
             beams: above 1, beam search; nothing is streamed before it ends.
             logprobs: how many of the likeliest tokens to report in each place.
             use_cache: False computes everything anew for each token, for checking.
-            tap: listens to every stage (trace.py).
+            tap: listens to every stage of every step (trace.py); `trace` records those of reading the prompt.
 
         Raises:
             UsageError: options that make no sense.
@@ -172,18 +186,48 @@ class Model:
 
         return Answer(self, prepared, tokens, max_new_tokens, tap)
 
-    def trace(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Trace:
-        """Record every stage of reading images and prompt; `points` (a function of the stage's name) chooses some."""
-        trace = Trace(**options)
+    def trace(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str,
+        *,
+        points: Callable[[str], bool] = lambda stage: True,
+    ) -> Trace:
+        """Record every stage of reading images and prompt, or those whose name `points` chooses.
+
+        Attention weights are the large ones: at 896 px 1 GB a vision layer.
+        """
+        trace = Trace(points)
+        guard = Guard(trace)
         prepared = self.prepare(images, prompt)
-        embeddings_ID = encode_images(self.numbers, prepared.pixel_values, tap=trace)
         length = len(prepared.prompt_ids)
-        cache = self.numbers.empty_cache(length, length)
-        prefill(self.numbers, embeddings_ID, prepared.prompt_ids, cache, tap=trace)
+
+        def run() -> None:
+            embeddings_ID = encode_images(self.numbers, prepared.pixel_values, tap=guard)
+            cache = self.numbers.empty_cache(length, length)
+            prefill(self.numbers, embeddings_ID, prepared.prompt_ids, cache, tap=guard)
+
+        self.compute(run)
         return trace
+
+    def compute(self, computation: Callable[[], Computed]) -> Computed:
+        """Run a piece of a forward pass; numbers that are not finite become an error that names the tensor."""
+        try:
+            with np.errstate(all="ignore"):  # the guard looks at what comes out
+                return computation()
+        except NotFiniteError as error:
+            name = next(iter(not_finite_tensors(self.checkpoint.tensors)), None)
+            if name is None:
+                raise
+            raise CheckpointError(
+                f"{name} holds NaN or infinity, so {error.stage} does: download the checkpoint again "
+                "(`pg2ref inspect --verify` lists every such tensor)"
+            ) from None
 
     def prepare(self, images: ImageSource | Sequence[ImageSource], prompt: str) -> "Prepared":
         """Read and resize the images and lay out the prompt; no arithmetic of the model yet."""
+        if not isinstance(prompt, str):
+            raise UsageError(f"the prompt must be a string, got {type(prompt).__name__}")
         sources = list(images) if isinstance(images, (list, tuple)) else [cast(ImageSource, images)]
         opened = [read_image(source) for source in sources]
         vision = self.config.vision
@@ -223,16 +267,24 @@ class Answer:
     ) -> None:
         self.model, self.prepared = model, prepared
         self._tokens, self._tap = tokens, Guard(tap)
+        self._begun = False
         self.events: list[TokenEvent] = []
         self.text = ""
         self.vision_seconds = 0.0
         self.warnings = _warnings(model, prepared, max_new_tokens)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        """Compute, and yield each token as soon as it is chosen."""
+        """Compute, and yield each token as soon as it is chosen.
+
+        Raises:
+            UsageError: the second time.
+        """
+        if self._begun:
+            raise UsageError("an answer is computed once, while it is iterated over: ask the model again")
+        self._begun = True
         detokenizer = IncrementalDetokenizer(self.model.tokenizer)
-        events = self._computed(self._start)
-        while (event := self._computed(lambda: next(events, None))) is not None:
+        events = self.model.compute(self._start)
+        while (event := self.model.compute(lambda: next(events, None))) is not None:
             self.events.append(event)
             ended = event.finish_reason == "stop"
             piece = "" if ended else detokenizer.feed(event.token_id)
@@ -247,20 +299,6 @@ class Answer:
         self.vision_seconds = time.perf_counter() - started
         return self._tokens(embeddings_ID, self._tap)
 
-    def _computed(self, compute: Callable[[], Any]) -> Any:
-        """Run a piece of the computation; numbers that are not finite become an error that names the tensor."""
-        try:
-            with np.errstate(all="ignore"):  # the guard looks at what comes out
-                return compute()
-        except NotFiniteError as error:
-            name = next(iter(not_finite_tensors(self.model.checkpoint.tensors)), None)
-            if name is None:
-                raise
-            raise CheckpointError(
-                f"{name} holds NaN or infinity, so {error.stage} does: download the checkpoint again "
-                "(`pg2ref inspect --verify` lists every such tensor)"
-            ) from None
-
     def result(self) -> Result:
         """Everything about the answer so far."""
         tokenizer, prepared = self.model.tokenizer, self.prepared
@@ -272,7 +310,7 @@ class Answer:
             prompt_ids=tuple(prepared.prompt_ids),
             num_image_tokens=sum(i == tokenizer.image_token_id for i in prepared.prompt_ids),
             text=self.text,
-            finish_reason=(self.events[-1].finish_reason if self.events else None) or "length",
+            finish_reason=self.events[-1].finish_reason if self.events else None,
             tokens=tuple(
                 Token(
                     event.token_id,
@@ -287,13 +325,15 @@ class Answer:
             ),
             policy=self.model.policy._asdict(),
             timing=Timing(
-                vision_seconds=self.vision_seconds,
-                prefill_seconds=self.events[0].seconds if self.events else 0.0,
-                decode_seconds=decode_seconds,
-                decode_tokens_per_second=(len(self.events) - 1) / decode_seconds if decode_seconds else None,
+                load_s=self.model.load_seconds,
+                vision_s=self.vision_seconds,
+                prefill_s=self.events[0].seconds if self.events else 0.0,
+                decode_s=decode_seconds,
+                decode_tok_s=(len(self.events) - 1) / decode_seconds if decode_seconds else None,
             ),
             warnings=self.warnings,
-            versions={name: version(name) for name in ("pg2ref", "numpy")} | {"python": platform.python_version()},
+            versions={name: version(name) for name in ("pg2ref", "numpy", "pillow", "numba")}
+            | {"python": platform.python_version()},
         )
 
 

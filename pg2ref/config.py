@@ -8,6 +8,7 @@ models run without complaint.
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,9 @@ def parse_config(
             f"{where}: projection_dim is {projection_dim}, expected text_config.hidden_size = {text.hidden_size}: "
             "the projector must end at the decoder's width"
         )
-    image_token_id = top.get("image_token_id", top.get("image_token_index", 257152))
+    image_token_id = top.get("image_token_id", top.get("image_token_index"))
+    if image_token_id is None:  # Transformers' default, 256000, is an id of PaliGemma 2's <loc0000>
+        raise ConfigError(f"{where}: image_token_index is missing; in the released PaliGemma 2 files it is 257152")
     if top.get("image_token_index", image_token_id) != image_token_id:
         raise ConfigError(f"{where}: image_token_id and image_token_index differ; they are two names of one number")
     sources = (generation, top, _subtable(top, "text_config", where))
@@ -227,7 +230,10 @@ def _text(fields: Mapping[str, Any], where: str) -> Gemma2Config:
     if rope is not None:
         rope = _subtable(fields, "rope_parameters", where)
         _check_fields(rope, {"rope_theta"}, {"rope_type": "default"}, f"{where}: rope_parameters")
-        fields = {**fields, "rope_theta": rope.get("rope_theta", GEMMA2_DEFAULTS["rope_theta"])}
+        thetas = [table["rope_theta"] for table in (rope, fields) if table.get("rope_theta") is not None]
+        if thetas[1:] and thetas[0] != thetas[1]:
+            raise ConfigError(f"{where}: rope_theta is {thetas[1]}, but {thetas[0]} in rope_parameters; keep one")
+        fields = {**fields, "rope_theta": thetas[0] if thetas else GEMMA2_DEFAULTS["rope_theta"]}
     values = _fill(fields, GEMMA2_DEFAULTS, where)
     layers = values["num_hidden_layers"]
     layer_types = fields.get("layer_types")
@@ -298,7 +304,7 @@ def _fill(fields: Mapping[str, Any], defaults: Mapping[str, Any], where: str) ->
             continue
         default = defaults[name]
         kind = int if isinstance(default, int) and name != "query_pre_attn_scalar" else float
-        _check_number(name, value, kind, where)
+        values[name] = kind(_check_number(name, value, kind, where))  # JSON may say 10000 for 10000.0
     if values["num_hidden_layers"] > MOST_LAYERS:
         raise ConfigError(f"{where}: num_hidden_layers must be at most {MOST_LAYERS}")
     return values
@@ -312,8 +318,9 @@ def _check_number(name: str, value: Any, kind: type, where: str, *, zero: bool =
     else:
         numeric = (int,) if kind is int else (int, float)
         good = isinstance(value, numeric) and not isinstance(value, bool)
-        good = good and (value >= 0 if zero else value > 0) and value <= LARGEST_FIELD
-        expected = f"{'a whole number' if kind is int else 'a number'} {'from' if zero else 'above'} 0"
+        most = sys.float_info.max if name == "rope_theta" else LARGEST_FIELD
+        good = good and (value >= 0 if zero else value > 0) and value <= most
+        expected = f"{'a whole number' if kind is int else 'a number'} {'from' if zero else 'above'} 0, up to {most:g}"
     if not good:
         raise ConfigError(f"{where}: {name} is {value!r}, expected {expected}")
     return value
@@ -322,63 +329,3 @@ def _check_number(name: str, value: Any, kind: type, where: str, *, zero: bool =
 def _check_divides(name: str, value: int, by_name: str, by: int, where: str) -> None:
     if value % by:
         raise ConfigError(f"{where}: {name} is {value}, expected a multiple of {by_name} ({by})")
-
-
-def _published(text: Mapping[str, Any], image_size: int) -> PaliGemmaConfig:
-    layers = text["num_hidden_layers"]
-    return PaliGemmaConfig(
-        vision=SiglipConfig(
-            image_size=image_size,
-            patch_size=14,
-            num_channels=3,
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            layer_norm_eps=1e-6,
-        ),
-        text=Gemma2Config(
-            layer_types=tuple(LAYER_TYPES[layer % 2] for layer in range(layers)),
-            **{**GEMMA2_DEFAULTS, "vocab_size": 257216, **text},
-        ),
-        image_token_id=257152,
-        eos_token_ids=(1,),
-        tie_word_embeddings=True,
-    )
-
-
-# Gemma 2 2B, 9B and 27B (arXiv:2408.00118, table 1); the vision tower differs in its position table alone.
-TEXT_SIZES: Mapping[str, Mapping[str, Any]] = {
-    "3b": {
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-    },
-    "10b": {
-        "hidden_size": 3584,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 42,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-    },
-    "28b": {
-        "hidden_size": 4608,
-        "intermediate_size": 36864,
-        "num_hidden_layers": 46,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "head_dim": 128,
-        "query_pre_attn_scalar": 144,
-    },
-}
-PUBLISHED: Mapping[str, PaliGemmaConfig] = {
-    f"{size}-{image_size}": _published(text, image_size)
-    for size, text in TEXT_SIZES.items()
-    for image_size in (224, 448, 896)
-}

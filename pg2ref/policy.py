@@ -19,8 +19,9 @@ class Policy(NamedTuple):
 
 
 PRESETS: Mapping[str, Policy] = {
-    "transformers": Policy(resize="bicubic", window="transformers"),
-    "big_vision": Policy(resize="bilinear", window="big_vision"),
-    "keras": Policy(resize="bilinear-aa", window="keras"),
-    "gemma_cpp": Policy(resize="nearest", window="gemma_cpp"),
+    "transformers": Policy(resize="bicubic", window="transformers"),  # 5.23, with its Pillow image processor
+    "big_vision": Policy(resize="bilinear", window="big_vision"),  # pp/ops_image.py, the default of `resize`
+    # keras-hub image_converter.py, the defaults; its cropping to the aspect ratio and rounding are not reproduced
+    "keras": Policy(resize="bilinear", window="keras"),
+    "gemma_cpp": Policy(resize="nearest", window="gemma_cpp"),  # paligemma/image.cc, gemma/attention.cc
 }

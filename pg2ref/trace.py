@@ -7,7 +7,8 @@ to produce (attention weights) is offered only if `tap.wants(stage)`. Stage name
     projector/out  prefix/embeddings  text/layer_00/query ... text/layer_00/out ... text/final_norm
     logits_before_cap  logits
 
-With several images, the stages of the second begin with `image_1/`, and so on.
+With several images, the stages of the second begin with `image_1/`, and so on; those of the first token after the
+prompt begin with `step_001/`.
 """
 
 from collections.abc import Callable

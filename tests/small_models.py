@@ -89,6 +89,8 @@ CASES: Mapping[str, Case] = {
     ),
     "large_eps": Case(text={"rms_norm_eps": 0.02}, vision={"layer_norm_eps": 0.01}),
     "own_head": Case(top={"tie_word_embeddings": False}),
+    "end_of_text": Case(top={"eos_token_id": [190, 59]}),  # base answers 59 as its eleventh token, 190 later
+    "no_window": Case(text={"sliding_window": None}),
 }
 
 
@@ -107,6 +109,11 @@ def config_json(case: Case) -> dict[str, Any]:
     config["text_config"] |= case.text
     config["vision_config"] |= case.vision
     return config
+
+
+def has_window(case: Case) -> bool:
+    """Whether sliding_window is a number: where it is null, Transformers 5.23 generates without a cache only."""
+    return config_json(case)["text_config"]["sliding_window"] is not None
 
 
 def write_folder(folder: Path, case: Case) -> None:

@@ -15,20 +15,14 @@ import random_checkpoint
 
 from pg2ref.checkpoint.loader import load_checkpoint
 from pg2ref.checkpoint.tensor_table import expected_shapes
-from pg2ref.config import (
-    PUBLISHED,
-    Gemma2Config,
-    PaliGemmaConfig,
-    SiglipConfig,
-    parse_config,
-    read_config,
-)
+from pg2ref.config import Gemma2Config, PaliGemmaConfig, SiglipConfig, parse_config, read_config
 from pg2ref.errors import ConfigError
 from pg2ref.generation.generate import generate
 from pg2ref.generation.sampling import greedy
 from pg2ref.model import paligemma
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.policy import Policy
+from pg2ref.published import PUBLISHED
 
 # SPEC 1.2: hidden, layers, heads, key heads, head width, MLP width, query scalar, score scale.
 TEXT_TABLE = {
@@ -237,7 +231,7 @@ def set_top(**values: Any) -> Change:
 
 NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "sliding_window")
 BAD_WHOLE: list[Any] = [0, -1, 2.0, "8", True, [8], {}, 10**30, math.nan, math.inf]
-BAD_REAL: list[Any] = [0, -1.5, "8", True, [8], {}, 1e30, math.nan, math.inf, -math.inf, 10**400]
+BAD_REAL: list[Any] = [0, -1.5, "8", True, [8], {}, math.nan, math.inf, -math.inf, 10**400]
 
 REFUSED: dict[str, tuple[Change, str]] = {
     "unknown top field": (set_top(rotary_percent=1), "config.json: unknown field rotary_percent"),
@@ -413,3 +407,17 @@ def test_two_names_of_one_id_must_agree(small: dict[str, Any]) -> None:
     small["image_token_id"] += 1
     with pytest.raises(ConfigError, match="two names of one number"):
         parse_config(small)
+
+
+def test_rope_theta_beside_rope_parameters_counts(small: dict[str, Any]) -> None:
+    """As in Transformers, which merges the two places."""
+    small["text_config"] |= {"rope_theta": 50.0, "rope_parameters": {"rope_type": "default"}}
+    assert parse_config(small).text.rope_theta == 50.0
+    small["text_config"]["rope_parameters"]["rope_theta"] = 60.0
+    with pytest.raises(ConfigError, match=r"rope_theta is 50.0, but 60.0 in rope_parameters"):
+        parse_config(small)
+
+
+def test_a_large_rope_theta_is_no_mistake(small: dict[str, Any]) -> None:
+    small["text_config"]["rope_theta"] = 1e9
+    assert parse_config(small).text.rope_theta == 1e9

@@ -6,7 +6,7 @@ passes. The numbers are a ranking of how often, and how silently, these have gon
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ FAULTS: dict[str, tuple[str, Callable[[Patch], None]]] = {}
 original_prefix_lm = masks.prefix_lm
 original_embed = gemma2.embed
 original_layer = gemma2.decode_layer
-original_weights = ops.attention_weights
+original_weights = ops.group_weights
 
 
 def fault(name: str, case: str = "base") -> Callable[[Callable[[Patch], None]], None]:
@@ -183,23 +183,21 @@ def _(patch: Patch) -> None:
 
 @fault("6 mask before the soft cap")
 def _(patch: Patch) -> None:
-    def weights(query: Array, key: Array, first: Array, last: Array, *, scale: float, logit_cap: float | None) -> Array:
-        every = np.arange(len(key))
-        allowed = (every >= first[:, None]) & (every <= last[:, None])
+    def weights(query: Array, key: Array, ranges: masks.KeyRanges, scale: float, cap: float | None) -> Iterator[Array]:
         groups = query.shape[1] // key.shape[1]
-        scores = np.einsum("tnh,snh->nts", query, np.repeat(key, groups, axis=1)) * scale
-        return ops.softmax(ops.soft_cap(np.where(allowed, scores, -1e4), logit_cap))
+        for k in range(key.shape[1]):
+            scores = np.einsum("tgh,sh->gts", query[:, k * groups : (k + 1) * groups], key[:, k]) * scale
+            yield ops.softmax(ops.soft_cap(np.where(ranges.allowed_TS(len(key)), scores, -1e4), cap))
 
-    patch.setattr(ops, "attention_weights", weights)
+    patch.setattr(ops, "group_weights", weights)
 
 
 @fault("6 soft cap before the scale")
 def _(patch: Patch) -> None:
-    def weights(*arrays: Array, scale: float, logit_cap: float | None) -> Array:
-        cap = None if logit_cap is None else logit_cap * scale
-        return original_weights(*arrays, scale=scale, logit_cap=cap)
+    def weights(query: Array, key: Array, ranges: masks.KeyRanges, scale: float, cap: float | None) -> Iterator[Array]:
+        return original_weights(query, key, ranges, scale, None if cap is None else cap * scale)
 
-    patch.setattr(ops, "attention_weights", weights)
+    patch.setattr(ops, "group_weights", weights)
 
 
 @fault("7 sliding and full layers exchanged")

@@ -13,6 +13,7 @@ FLOORS = {
     "arrays": 1.0,
     "policy": 1.0,
     "config": 1.1,
+    "published": 1.2,
     "trace": 1.1,
     "checkpoint.safetensors_file": 2.0,
     "checkpoint.preprocessor": 2.0,
@@ -22,7 +23,7 @@ FLOORS = {
     "inputs.tokenizer_files": 2.0,
     "inputs.tokenizer": 2.1,
     "inputs.prompt": 2.2,
-    "model.ops": 2.0,
+    "model.ops": 2.1,
     "model.rope": 2.0,
     "model.masks": 2.0,
     "model.kv_cache": 2.0,
@@ -40,6 +41,7 @@ FLOORS = {
     "api": 8.0,
     "cli.options": 9.0,
     "cli.progress": 9.0,
+    "cli.stdin": 9.0,
     "cli.generate": 9.1,
     "cli.inspect": 9.1,
     "cli.tokenize": 9.1,
@@ -105,7 +107,8 @@ def test_libraries_stay_in_their_places(path: Path) -> None:
         elif library not in sys.stdlib_module_names:
             assert library in ("numpy", "pg2ref"), where
         if name.startswith("kernels"):
-            assert library != "pg2ref", f"{where}: a kernel file is closed"
+            inside = imported == "pg2ref" or imported.startswith("pg2ref.kernels")
+            assert library != "pg2ref" or inside, f"{where}: kernels stand on their own"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "oracles").glob("*.py")), ids=lambda path: path.stem)

@@ -16,9 +16,9 @@ from pg2ref.checkpoint import loader
 from pg2ref.checkpoint.loader import load_checkpoint, not_finite_tensors
 from pg2ref.checkpoint.safetensors_file import DTYPES, read_tensors
 from pg2ref.checkpoint.tensor_table import canonical_name, expected_shapes, is_ignored
-from pg2ref.config import PUBLISHED
 from pg2ref.errors import CheckpointError, ConfigError
 from pg2ref.model.paligemma import Params
+from pg2ref.published import PUBLISHED
 
 STORED_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SMALL_FILES = ("config.json", "generation_config.json", "preprocessor_config.json")

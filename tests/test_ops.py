@@ -19,18 +19,21 @@ from pg2ref.model import ops as reference_ops
 from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.masks import KeyRanges
 
-BACKENDS: Mapping[str, Ops] = {"numpy": REFERENCE}
+BACKENDS: Mapping[str, Ops] = {"numpy": REFERENCE, "numba": backend.fast()}
+DTYPES = {"numpy": (np.float32, np.float64), "numba": (np.float32,)}
 EPS = 1e-6
 
 
-@pytest.fixture(params=BACKENDS)
-def ops(request: pytest.FixtureRequest) -> Ops:
-    return BACKENDS[request.param]
-
-
-@pytest.fixture(params=[np.float32, np.float64], ids=["f32", "f64"])
-def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
-    return np.dtype(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each table in each of its precisions, where a test asks for them."""
+    if "ops" in metafunc.fixturenames and "dtype" in metafunc.fixturenames:
+        pairs = [(table, np.dtype(kind)) for table, kinds in DTYPES.items() for kind in kinds]
+        values = [pytest.param(BACKENDS[table], kind, id=f"{table}-{kind}") for table, kind in pairs]
+        metafunc.parametrize(("ops", "dtype"), values)
+    elif "ops" in metafunc.fixturenames:
+        metafunc.parametrize("ops", BACKENDS.values(), ids=BACKENDS)
+    elif "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
 
 
 def lists(array: Array) -> Any:

@@ -18,9 +18,9 @@ import transformers_stages
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import load_checkpoint
-from pg2ref.config import PUBLISHED
 from pg2ref.model import paligemma
 from pg2ref.model.paligemma import PaliGemma
+from pg2ref.published import PUBLISHED
 from pg2ref.trace import Trace
 
 VOCABULARY = 1024

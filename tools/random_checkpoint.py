@@ -10,6 +10,7 @@ Every tensor has a random stream of its own, keyed by the seed and its name: the
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import click
 import numpy as np
 import safetensors
 import tokenizer_model
+from released_json import preprocessor_config, released_config
 
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.checkpoint.tensor_table import expected_shapes
-from pg2ref.config import PUBLISHED, PaliGemmaConfig, parse_config
+from pg2ref.config import parse_config
+from pg2ref.published import PUBLISHED
 
 LOC_AND_SEG = 1024 + 128
 CHUNK = 1 << 24
@@ -30,94 +33,6 @@ CHUNK = 1 << 24
 # every answer would be one token again and again; a last norm around 0 keeps the tied head from naming the token
 # that was just read.
 GEMMA_NORMS = {"post_attention_layernorm": (-0.5, 0.3), "norm": (-1.0, 1.0)}
-
-# Every Gemma 2 feature live in 0.5 M parameters: a window smaller than the prefix, a query scale that is not the head
-# width's, soft caps that bite, grouped queries, untrained widths that are no powers of two.
-SMALL: Mapping[str, Any] = {
-    "text_config": {
-        "model_type": "gemma2",
-        "hidden_size": 72,
-        "intermediate_size": 160,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
-        "head_dim": 16,
-        "query_pre_attn_scalar": 12,
-        "sliding_window": 9,
-        "attn_logit_softcapping": 5.0,
-        "final_logit_softcapping": 7.0,
-        "vocab_size": 2432,
-    },
-    "vision_config": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 48,
-        "intermediate_size": 112,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "image_size": 56,
-        "patch_size": 14,
-        "vision_use_head": False,
-    },
-    "image_token_index": 2352,
-    "projection_dim": 72,
-}
-
-
-def released_config(size: str) -> dict[str, Any]:
-    """config.json of a size as the released files have it: only what differs from Transformers' classes."""
-    fixed = {
-        "architectures": ["PaliGemmaForConditionalGeneration"],
-        "model_type": "paligemma",
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-        "torch_dtype": "bfloat16",
-    }
-    if size == "small":
-        return {**fixed, **SMALL}
-    config = PUBLISHED[size]
-    text, vision = config.text, config.vision
-    return {
-        **fixed,
-        "_vocab_size": 257152,
-        "image_token_index": config.image_token_id,
-        "num_hidden_layers": text.num_hidden_layers,
-        "projection_dim": text.hidden_size,
-        "text_config": {
-            "model_type": "gemma2",
-            "attn_logit_softcapping": text.attn_logit_softcapping,
-            "cache_implementation": "hybrid",
-            "eos_token_id": [1, 107],
-            "final_logit_softcapping": text.final_logit_softcapping,
-            "head_dim": text.head_dim,
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_activation": "gelu_pytorch_tanh",
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_attention_heads": text.num_attention_heads,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_image_tokens": vision.num_image_tokens,
-            "num_key_value_heads": text.num_key_value_heads,
-            "query_pre_attn_scalar": text.query_pre_attn_scalar,
-            "sliding_window": text.sliding_window,
-            "torch_dtype": "bfloat16",
-            "vocab_size": text.vocab_size,
-        },
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "hidden_size": vision.hidden_size,
-            "image_size": vision.image_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_attention_heads": vision.num_attention_heads,
-            "num_hidden_layers": vision.num_hidden_layers,
-            "num_image_tokens": vision.num_image_tokens,
-            "num_positions": vision.num_image_tokens,
-            "patch_size": vision.patch_size,
-            "projection_dim": text.hidden_size,
-            "torch_dtype": "bfloat16",
-            "vision_use_head": False,
-        },
-    }
 
 
 def released_name(canonical: str) -> str:
@@ -179,44 +94,46 @@ def write_checkpoint(
     write_weights(folder, shapes, seed, max_shard_bytes)
 
 
-def preprocessor_config(config: PaliGemmaConfig) -> dict[str, Any]:
-    """preprocessor_config.json as released."""
-    side = config.vision.image_size
-    return {
-        "do_convert_rgb": None,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "SiglipImageProcessor",
-        "image_seq_length": config.vision.num_image_tokens,
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "PaliGemmaProcessor",
-        "resample": 3,
-        "rescale_factor": 0.00392156862745098,
-        "size": {"height": side, "width": side},
-    }
-
-
 def write_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, max_shard_bytes: int) -> None:
-    """One safetensors file, or shards with their index, each written as soon as it is full."""
+    """One safetensors file, or shards with their index, each written as soon as it is full.
+
+    Weights that lie there already go first: a `model.safetensors` would win over new shards.
+    """
+    remove_weights(folder)
     shards = list(plan_shards(shapes, max_shard_bytes))
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file_name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: random_tensor(name, shapes[name], seed) for name in names}
-        specs = {  # pointers, not copies: `tensors` keeps the numbers alive
-            name: safetensors.TensorSpec(
-                dtype="bfloat16", shape=bits.shape, data_ptr=bits.ctypes.data, data_len=bits.nbytes
-            )
-            for name, bits in tensors.items()
-        }
-        safetensors.serialize_file(specs, folder / file_name, {"format": "pt"})
+        write_shard(folder / file_name, tensors)
         weight_map |= dict.fromkeys(names, file_name)
     if len(shards) > 1:
         total_size = sum(2 * int(np.prod(shape)) for shape in shapes.values())
         index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove the safetensors files of a folder and their index."""
+    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def write_shard(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Write bf16 bits under a name that no reader looks for, and rename: a file that is there is whole."""
+    specs = {  # pointers, not copies: `tensors` keeps the numbers alive
+        name: safetensors.TensorSpec(
+            dtype="bfloat16", shape=bits.shape, data_ptr=bits.ctypes.data, data_len=bits.nbytes
+        )
+        for name, bits in tensors.items()
+    }
+    unfinished = path.with_name(path.name + ".part")
+    safetensors.serialize_file(specs, unfinished, {"format": "pt"})
+    umask = os.umask(0)  # the only way to read it
+    os.umask(umask)
+    unfinished.chmod(0o666 & ~umask)  # safetensors makes it the owner's alone
+    unfinished.replace(path)
 
 
 def plan_shards(shapes: Mapping[str, tuple[int, ...]], max_shard_bytes: int) -> Iterator[list[str]]:

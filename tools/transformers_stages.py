@@ -45,15 +45,21 @@ def record(
             pixel_values=torch.from_numpy(pixel_values),
             token_type_ids=types,
             attention_mask=torch.ones_like(ids),
+            use_cache=False,  # nothing is read later, and its cache fails where sliding_window is null
         )
     keep("logits", output.logits[0])
     return stages
 
 
 def generate(
-    model: PaliGemmaForConditionalGeneration, pixel_values: np.ndarray, prompt_ids: Sequence[int], max_new_tokens: int
+    model: PaliGemmaForConditionalGeneration,
+    pixel_values: np.ndarray,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    use_cache: bool = True,
 ) -> list[int]:
-    """Greedy ids of the answer, its end included."""
+    """Greedy ids of the answer, its end included; with sliding_window null it has to be without a cache."""
     ids = torch.tensor([list(prompt_ids)])
     with torch.no_grad():
         output = model.generate(
@@ -63,6 +69,7 @@ def generate(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            use_cache=use_cache,
         )
     return output[0, ids.shape[1] :].tolist()
 

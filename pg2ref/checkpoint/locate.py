@@ -77,7 +77,8 @@ def _commit(repository: Path, revision: str) -> str | None:
 def _download_advice(model_id: str, revision: str) -> str:
     option = "" if revision == MAIN_REVISION else f" --revision {revision}"
     return (
-        f"run `hf download {model_id}{option}`, once Gemma's licence is accepted at https://huggingface.co/{model_id}"
+        f"run `hf download {model_id}{option}` (`pip install 'pg2ref[hub]'` brings hf), "
+        f"once Gemma's licence is accepted at https://huggingface.co/{model_id}"
     )
 
 

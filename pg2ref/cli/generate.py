@@ -7,7 +7,7 @@ import click
 
 from pg2ref.cli.options import computation_options, json_option, model_option, open_model, required_model
 from pg2ref.cli.progress import LayerProgress, ProgressLine
-from pg2ref.errors import PromptError, UsageError
+from pg2ref.cli.stdin import read_stdin
 
 if TYPE_CHECKING:
     from pg2ref.api import Answer, Model
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
 @click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
-@click.option("--top-k", type=int, help="Draw from so many best tokens only; needs --temperature.")
+@click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50).")
 @click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability.")
 @click.option("--seed", default=0, show_default=True, help="Of the draws: the same seed, the same answer.")
-@click.option("--beams", default=1, show_default=True, help="Above 1: beam search.")
+@click.option(
+    "--beams",
+    default=1,
+    show_default=True,
+    help="Above 1: beam search. Cut by -n, its answer may end early or be empty.",
+)
 @click.option(
     "--logprobs",
     default=0,
@@ -77,31 +82,10 @@ def command(
     if verbose:
         timing = answer.result().timing
         click.echo(
-            f"vision {timing.vision_seconds:.2f} s, prompt {timing.prefill_seconds:.2f} s, "
-            f"answer {timing.decode_seconds:.2f} s for {len(answer.events)} tokens",
+            f"vision {timing.vision_s:.2f} s, prompt {timing.prefill_s:.2f} s, "
+            f"answer {timing.decode_s:.2f} s for {len(answer.events)} tokens",
             err=True,
         )
-
-
-def read_stdin(images: tuple[str, ...], prompt: str) -> tuple[list[Any], str]:
-    """Image sources and prompt, with the one `-` among them replaced by what stdin holds."""
-    if [*images, prompt].count("-") > 1:
-        raise UsageError("`-` can stand for one image or for the prompt, once: stdin holds one thing")
-    if "-" in (*images, prompt) and sys.stdin is None:
-        raise UsageError("`-` reads stdin, which is closed")
-    if prompt == "-":
-        return list(images), decode_prompt(sys.stdin.buffer.read())
-    return [sys.stdin.buffer if image == "-" else image for image in images], prompt
-
-
-def decode_prompt(stored: bytes) -> str:
-    """The prompt as it was piped in, without the newline that ends a line."""
-    try:
-        return stored.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"the prompt on stdin is not UTF-8: byte {error.start} is 0x{stored[error.start]:02X}; convert it"
-        ) from None
 
 
 def describe(model: "Model") -> None:

@@ -82,7 +82,7 @@ def check_numbers(checkpoint: "Checkpoint") -> None:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """The facts, in the order in which they are printed."""
-    from pg2ref.config import PUBLISHED
+    from pg2ref.published import PUBLISHED
 
     config, text, vision = checkpoint.config, checkpoint.config.text, checkpoint.config.vision
     published = [

@@ -42,7 +42,13 @@ def computation_options(command: Command) -> Command:
             show_default=True,
             help="Of activations and sums; f64 is slow, and there to check f32 with.",
         ),
-        click.option("--backend", type=click.Choice(["numpy"]), default="numpy", show_default=True),
+        click.option(
+            "--backend",
+            type=click.Choice(["numpy"]),
+            default="numpy",
+            show_default=True,
+            help="What computes; numpy is the reference.",
+        ),
         click.option(
             "--threads",
             type=click.IntRange(1),

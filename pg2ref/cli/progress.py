@@ -54,26 +54,27 @@ class LayerProgress:
             "vision": _nbytes(params.vision_tower.layers[0]),
             "text": _nbytes(params.language_model.layers[0]),
         }
-        self.vision_bytes = self.layer_bytes["vision"] * model.config.vision.num_hidden_layers
         self.done = {"vision": 0, "text": 0}
+        self.read: set[tuple[str, str]] = set()  # a second image passes through the same layers
 
     def __call__(self, stage: str, array: "Array") -> "Array":
         """Count a finished layer."""
         path = stage.split("/")
         if path[-1] == "out" and len(path) >= 3 and path[-3] in self.done:
-            self._advance(path[-3])
+            self._advance(path[-3], path[-2])
         return array
 
     def wants(self, stage: str) -> bool:
         """Nothing that costs extra."""
         return False
 
-    def _advance(self, tower: str) -> None:
+    def _advance(self, tower: str, layer: str) -> None:
         total = self.layers[tower]
         if self.done[tower] >= total:  # later tokens: the answer itself is the progress
             return
         self.done[tower] += 1
-        read = self.done[tower] * self.layer_bytes[tower] + (self.vision_bytes if tower == "text" else 0)
+        self.read.add((tower, layer))
+        read = sum(self.layer_bytes[of] for of, _ in self.read)
         label = "reading image" if tower == "vision" else "reading prompt"
         detail = f"layer {self.done[tower]}/{total}, {min(read, 10**15) / 1e9:.1f} GB of weights"
         self.line.show(label, self.done[tower], total, detail)

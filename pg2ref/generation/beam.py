@@ -8,7 +8,7 @@ step skips the final soft cap, every step here uses the model's capped logits.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,8 +49,11 @@ def beam_search(
     num_alternatives: int = 0,
     tap: Tap = no_tap,
 ) -> tuple[TokenEvent, ...]:
-    """The best finished answer found within `max_new_tokens`, its end-of-text token included."""
-    started = time.perf_counter()
+    """The best finished answer found within `max_new_tokens`, its end-of-text token included.
+
+    The search goes on after that answer is found; the last event's seconds count what is left of it.
+    """
+    begun = started = time.perf_counter()
     cache = model.empty_cache(len(prompt_ids) + max_new_tokens, len(prompt_ids))
     live = [Beam((), 0.0, cache, prefill(model, image_embeddings_ID, prompt_ids, cache, tap=tap))]
     best: tuple[float, tuple[TokenEvent, ...]] = (-np.inf, ())
@@ -71,7 +74,8 @@ def beam_search(
             break
         live = extend(model, extensions[:num_beams], num_alternatives, started, tap)
         started = time.perf_counter()
-    return best[1]
+    missing = time.perf_counter() - begun - sum(event.seconds for event in best[1])
+    return (*best[1][:-1], replace(best[1][-1], seconds=best[1][-1].seconds + missing))
 
 
 def extend(

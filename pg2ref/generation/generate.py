@@ -13,7 +13,7 @@ import numpy as np
 from pg2ref.arrays import Array
 from pg2ref.generation.sampling import Sampler, log_probabilities
 from pg2ref.model.paligemma import PaliGemma, embed_prefix, prefill, read, step
-from pg2ref.trace import Tap, no_tap
+from pg2ref.trace import Prefixed, Tap, no_tap
 
 FinishReason = Literal["stop", "length"]  # an end-of-text token came; max_new_tokens were made
 
@@ -78,15 +78,16 @@ def next_logits(
 ) -> Iterator[Array]:
     """Scores of the next token, again and again; the caller appends what it chose to `chosen` in between."""
     capacity, prefix_length = len(prompt_ids) + max_new_tokens, len(prompt_ids)
-    if not use_cache:
-        while True:
-            cache = model.empty_cache(prefix_length + len(chosen), prefix_length)
-            embeddings_TD = embed_prefix(model, image_embeddings_ID, [*prompt_ids, *chosen])
-            yield read(model, embeddings_TD, [cache], tap=tap)[-1]
     cache = model.empty_cache(capacity, prefix_length)
     yield prefill(model, image_embeddings_ID, prompt_ids, cache, tap=tap)
     while True:
-        yield step(model, [chosen[-1]], [cache], tap=tap)[-1]
+        step_tap = Prefixed(tap, f"step_{len(chosen):03d}/")
+        if use_cache:
+            yield step(model, [chosen[-1]], [cache], tap=step_tap)[-1]
+        else:
+            embeddings_TD = embed_prefix(model, image_embeddings_ID, prompt_ids, chosen)
+            fresh = model.empty_cache(len(embeddings_TD), prefix_length)
+            yield read(model, embeddings_TD, [fresh], tap=step_tap)[-1]
 
 
 def make_event(

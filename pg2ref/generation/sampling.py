@@ -1,7 +1,8 @@
 """Choosing a token from its scores: greedy, or drawn at random after temperature, top-k and top-p.
 
 The order and the rules are those of Transformers 5.23 (generation/logits_process.py), so the distributions are
-equal; the random numbers are NumPy's, so the tokens drawn for a seed are not.
+equal for the same settings; the random numbers are NumPy's, so the tokens drawn for a seed are not. Nothing is
+filtered unless asked for, where Transformers takes a top-k of 50 when it samples.
 """
 
 from collections.abc import Callable

@@ -25,6 +25,7 @@ ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | Array
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 2 GB while an image with alpha is read
 MAX_SIDE_PX = 65_535  # as JPEG; resizing goes through image_size * side pixels, however thin the image
 MAX_FILE_BYTES = 2**30
+URL_STARTS = ("http:/", "https:/")  # one slash: pathlib drops the other
 # Pillow reads more, but starts Ghostscript for EPS. HEIF is read where pillow-heif has been registered.
 FORMATS = "PNG JPEG MPO GIF BMP WEBP TIFF PPM JPEG2000 AVIF HEIF ICO QOI TGA".split()
 
@@ -158,6 +159,11 @@ def _read_content(source: str | os.PathLike[str] | BinaryIO, name: str) -> io.By
     except TypeError:
         raise InputError(f"{name}: expected bytes, got text: open the file in binary mode") from None
     except (OSError, ValueError) as error:
+        if name.lower().startswith(URL_STARTS):
+            raise InputError(
+                f"{name}: expected an image file, got a URL, and pg2ref fetches none: download it first, "
+                "or pipe it: curl -s URL | pg2ref generate -"
+            ) from None
         got = getattr(error, "strerror", None) or error
         raise InputError(f"{name}: expected an image file, got: {got}; check path and permissions") from error
     if not 0 < content.tell() <= MAX_FILE_BYTES:

@@ -4,6 +4,7 @@ Model code receives an `Ops` and never asks which one it has.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from pg2ref.arrays import Array
@@ -34,11 +35,28 @@ REFERENCE = Ops(
     rotate=rope.rotate,
     attend=ops.attend,
 )
-BACKENDS = ("numpy",)  # "numba" joins when `fast()`, the table of pg2ref.kernels, does
+BACKENDS = ("numpy", "numba")
+
+
+@cache
+def fast() -> Ops:
+    """The kernels of pg2ref.kernels, in float32; Numba is imported here and nowhere else."""
+    from pg2ref.kernels import attention, elementwise, linear
+
+    return Ops(
+        linear=linear.linear,
+        rms_norm=elementwise.rms_norm,
+        layer_norm=elementwise.layer_norm,
+        gelu=elementwise.gelu,
+        gated_gelu=elementwise.gated_gelu,
+        soft_cap=elementwise.soft_cap,
+        rotate=elementwise.rotate,
+        attend=attention.attend,
+    )
 
 
 def operations(backend: str) -> Ops:
     """The table by its name on the command line."""
-    if backend != "numpy":
+    if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    return REFERENCE
+    return REFERENCE if backend == "numpy" else fast()

@@ -86,8 +86,15 @@ def decode(
 
 
 def locate_rows(config: Gemma2Config, hidden_TD: Array, caches: Sequence[KVCache], window_policy: str) -> Attention:
-    """Positions, rotation table and key ranges of new rows."""
+    """Positions, rotation table and key ranges of new rows.
+
+    Raises:
+        ShapeError: the rows end inside a prefix, whose rows read each other and so must come in one call.
+    """
     new = np.arange(hidden_TD.shape[0] // len(caches))
+    for cache in caches:
+        if cache.length + len(new) < cache.prefix_length:
+            raise ShapeError(f"{len(new)} rows after {cache.length} end inside a prefix of {cache.prefix_length}")
     slots = [cache.length + new for cache in caches]
     positions_T = np.concatenate(slots) + rope.FIRST_POSITION
     cos_TR, sin_TR = rope.rotation_table(positions_T, config.head_dim, config.rope_theta, hidden_TD.dtype)
@@ -150,9 +157,10 @@ def attend(
         rows = slice(sequence * rows_each, (sequence + 1) * rows_each)
         key_SKH, value_SKH = cache.write(index, key_TKH[rows], value_TKH[rows])
         heads_TNH[rows] = ops.attend(query_TNH[rows], key_SKH, value_SKH, *ranges[sequence], **options)
-        if tap.wants(f"{stage}/attention_weights"):
+        sequence_stage = stage if sequence == 0 else f"sequence_{sequence}/{stage}"
+        if tap.wants(f"{sequence_stage}/attention_weights"):
             weights_NTS = attention_weights(query_TNH[rows], key_SKH, *ranges[sequence], **options)
-            tap(f"{stage}/attention_weights", weights_NTS.astype(query_TNH.dtype))
+            tap(f"{sequence_stage}/attention_weights", weights_NTS)
     out_TX = tap(f"{stage}/attention_out", heads_TNH.reshape(T, N * H))
     return tap(f"{stage}/o_proj", ops.linear(out_TX, layer.o_proj))
 

@@ -42,7 +42,8 @@ class KVCache:
     def fork(self) -> "KVCache":
         """A second sequence that has read the same tokens (beam search)."""
         twin = object.__new__(KVCache)
-        twin.key_LSKH, twin.value_LSKH = np.zeros_like(self.key_LSKH), np.zeros_like(self.value_LSKH)
+        shape, dtype = self.key_LSKH.shape, self.key_LSKH.dtype
+        twin.key_LSKH, twin.value_LSKH = np.zeros(shape, dtype), np.zeros(shape, dtype)  # pages come when written
         twin.key_LSKH[:, : self.length] = self.key_LSKH[:, : self.length]
         twin.value_LSKH[:, : self.length] = self.value_LSKH[:, : self.length]
         twin.prefix_length, twin.length = self.prefix_length, self.length

@@ -3,15 +3,18 @@
 The result has the input's dtype: float32 in gives the float32 reference, float64 in gives the truth that judges it.
 Weights are widened from the file's type to the input's, a block of rows at a time.
 
-Inside, everything but the matrix products is computed in float64 and rounded once, and `linear` adds its products in
-short runs. It costs little, and takes a float32 pass nearer to the truth than plain float32 arithmetic is.
+Inside, everything but the products of `linear` is computed in float64 and rounded once, and `linear` adds its
+products in short runs. Reading a prompt costs a seventh more for it, a single row almost twice; in return the float32
+reference is nearer to the truth than plain float32 arithmetic is, and judges others rather than adding to their noise.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from pg2ref.arrays import Array, widen
+from pg2ref.model.masks import KeyRanges
 
 BLOCK_WEIGHTS = 1 << 20  # widened at a time: 4 MB of float32 stay in the cache between widening and product
 RUN = 128  # products summed by one matrix product; a sum's rounding error grows with the root of its length
@@ -63,14 +66,18 @@ def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
 
 def gelu(x: Array) -> Array:
     """The tanh form of GELU, `gelu_pytorch_tanh` in config.json (arXiv:1606.08415, section 2). Any shape."""
-    exact = x.astype(np.float64)
-    inner = np.sqrt(2 / np.pi) * (exact + 0.044715 * exact * exact * exact)
-    return (0.5 * exact * (1 + np.tanh(inner))).astype(x.dtype)
+    return exact_gelu(x).astype(x.dtype)
 
 
 def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
     """GeGLU: gelu(gate) * up (arXiv:2002.05202)."""
-    return gelu(gate_TF) * up_TF
+    return (exact_gelu(gate_TF) * up_TF).astype(gate_TF.dtype)
+
+
+def exact_gelu(x: Array) -> Array:
+    """GELU in float64."""
+    exact = x.astype(np.float64)
+    return 0.5 * exact * (1 + np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact * exact * exact)))
 
 
 def soft_cap(logits: Array, cap: float | None) -> Array:
@@ -78,7 +85,7 @@ def soft_cap(logits: Array, cap: float | None) -> Array:
 
     Gemma 2 uses 50 before the attention softmax and 30 on the final logits (arXiv:2408.00118, section 2).
     """
-    return logits if cap is None else cap * np.tanh(logits / cap)
+    return logits if cap is None else (cap * np.tanh(logits.astype(np.float64) / cap)).astype(logits.dtype)
 
 
 def softmax(logits_TS: Array) -> Array:
@@ -96,22 +103,14 @@ def attention_weights(
     scale: float,
     logit_cap: float | None,
 ) -> Array:
-    """How much each query reads of each key, `weights_NTS` in float64: scale, cap, mask, softmax, in this order.
-
-    Scores reach tens and weights are exponentials of their differences, so a rounded score costs more than any other
-    rounding in the model.
+    """How much each query reads of each key, `weights_NTS`: scale, cap, mask, softmax, in this order.
 
     Row t reads keys first_key_T[t] to last_key_T[t], both included. Query heads n * G to n * G + G - 1 share key
     head n (grouped-query attention, arXiv:2305.13245).
     """
-    T, N, H = query_TNH.shape
-    S, K, _ = key_SKH.shape
-    query_KMH = query_TNH.reshape(T, K, N // K, H).transpose(1, 2, 0, 3).reshape(K, -1, H)  # M = G * T rows
-    logits_KMS = query_KMH.astype(np.float64) @ key_SKH.transpose(1, 2, 0).astype(np.float64)
-    logits_NTS = soft_cap(logits_KMS.reshape(N, T, S) * scale, logit_cap)
-    keys_S = np.arange(S)
-    allowed_TS = (keys_S >= first_key_T[:, None]) & (keys_S <= last_key_T[:, None])
-    return softmax(np.where(allowed_TS, logits_NTS, -np.inf))
+    ranges = KeyRanges(first_key_T, last_key_T)
+    weights_GTS = group_weights(query_TNH, key_SKH, ranges, scale, logit_cap)
+    return np.concatenate([weights.astype(query_TNH.dtype) for weights in weights_GTS])
 
 
 def attend(
@@ -125,18 +124,27 @@ def attend(
     logit_cap: float | None,
 ) -> Array:
     """Attention: the values that each query reads, weighted by `attention_weights`; one key head at a time."""
-    K = key_SKH.shape[1]
-    G = query_TNH.shape[1] // K
+    G = query_TNH.shape[1] // key_SKH.shape[1]
     out_TNH = np.empty_like(query_TNH)
-    for k in range(K):
-        group = slice(k * G, (k + 1) * G)
-        weights_GTS = attention_weights(
-            query_TNH[:, group],
-            key_SKH[:, k : k + 1],
-            first_key_T,
-            last_key_T,
-            scale=scale,
-            logit_cap=logit_cap,
-        )
-        out_TNH[:, group] = (weights_GTS @ value_SKH[:, k].astype(np.float64)).transpose(1, 0, 2)
+    ranges = KeyRanges(first_key_T, last_key_T)
+    for k, weights_GTS in enumerate(group_weights(query_TNH, key_SKH, ranges, scale, logit_cap)):
+        values_SH = value_SKH[:, k].astype(np.float64)
+        out_TNH[:, k * G : (k + 1) * G] = (weights_GTS @ values_SH).transpose(1, 0, 2)
     return out_TNH
+
+
+def group_weights(
+    query_TNH: Array, key_SKH: Array, ranges: KeyRanges, scale: float, logit_cap: float | None
+) -> Iterator[Array]:
+    """For each key head, the weights of the queries that share it, `weights_GTS` in float64.
+
+    Scores reach tens and weights are exponentials of their differences, so a rounded score costs more than any other
+    rounding in the model.
+    """
+    S, K, _ = key_SKH.shape
+    G = query_TNH.shape[1] // K
+    allowed_TS = ranges.allowed_TS(S)
+    for k in range(K):
+        query_GTH = query_TNH[:, k * G : (k + 1) * G].transpose(1, 0, 2).astype(np.float64)
+        logits_GTS = query_GTH @ key_SKH[:, k].T.astype(np.float64)
+        yield softmax(np.where(allowed_TS, soft_cap(logits_GTS * scale, logit_cap), -np.inf))

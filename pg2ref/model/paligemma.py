@@ -56,8 +56,13 @@ def encode_images(model: PaliGemma, images: Sequence[Array], *, tap: Tap = no_ta
     return np.concatenate(embeddings)
 
 
-def embed_prefix(model: PaliGemma, image_embeddings_ID: Array, prompt_ids: Sequence[int]) -> Array:
-    """Text embeddings, scaled, with the image embeddings, unscaled, in the places of the `<image>` ids."""
+def embed_prefix(
+    model: PaliGemma, image_embeddings_ID: Array, prompt_ids: Sequence[int], answer_ids: Sequence[int] = ()
+) -> Array:
+    """Text embeddings, scaled, with the image embeddings, unscaled, in the places of the prompt's `<image>` ids.
+
+    An answer's `<image>` id, should the model choose it, is a token like others.
+    """
     ids_T = np.asarray(prompt_ids, np.int64)
     is_image_T = ids_T == model.config.image_token_id
     if is_image_T.sum() != len(image_embeddings_ID):
@@ -65,7 +70,10 @@ def embed_prefix(model: PaliGemma, image_embeddings_ID: Array, prompt_ids: Seque
     text_ids_T = np.where(is_image_T, 0, ids_T)  # the id of <image> need not have a row of its own
     embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, text_ids_T, model.dtype)
     embeddings_TD[is_image_T] = image_embeddings_ID
-    return embeddings_TD
+    answer_TD = gemma2.embed(
+        model.params.language_model, model.config.text, np.asarray(answer_ids, np.int64), model.dtype
+    )
+    return np.concatenate([embeddings_TD, answer_TD])
 
 
 def prefill(
@@ -91,7 +99,10 @@ def step(model: PaliGemma, token_ids: Sequence[int], caches: Sequence[KVCache], 
 def forward(
     model: PaliGemma, image_embeddings_ID: Array, ids: Sequence[int], prefix_length: int, *, tap: Tap = no_tap
 ) -> Array:
-    """Read a whole sequence at once, prefix and given answer; `logits_TV` of every row (teacher forcing)."""
+    """Read a whole sequence at once, prefix and given answer; `logits_TV` of every row (teacher forcing).
+
+    `ids` has one `<image>` id for each image embedding; rows from `prefix_length` on are the answer's.
+    """
     embeddings_TD = tap("prefix/embeddings", embed_prefix(model, image_embeddings_ID, ids))
     text, config = model.params.language_model, model.config.text
     cache = model.empty_cache(len(ids), prefix_length)

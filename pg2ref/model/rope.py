@@ -28,8 +28,7 @@ def rotation_table(positions_T: Array, head_dim: int, theta: float, dtype: np.dt
 def rotate(x_TNH: Array, cos_TR: Array, sin_TR: Array) -> Array:
     """Turn every head of every row by its position's angles (Transformers modeling_gemma2.py, rotate_half)."""
     R = cos_TR.shape[1]
-    first_TNR, second_TNR = x_TNH[..., :R], x_TNH[..., R:]
+    first_TNR, second_TNR = x_TNH[..., :R].astype(np.float64), x_TNH[..., R:].astype(np.float64)
     cos_T1R, sin_T1R = cos_TR[:, None], sin_TR[:, None]
-    return np.concatenate(
-        [first_TNR * cos_T1R - second_TNR * sin_T1R, second_TNR * cos_T1R + first_TNR * sin_T1R], axis=-1
-    )
+    rotated = [first_TNR * cos_T1R - second_TNR * sin_T1R, second_TNR * cos_T1R + first_TNR * sin_T1R]
+    return np.concatenate(rotated, axis=-1).astype(x_TNH.dtype)

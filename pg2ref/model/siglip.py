@@ -85,7 +85,7 @@ def attend(layer: SiglipLayer, config: SiglipConfig, normed_IE: Array, stage: st
     ranges, scale = masks.everything(I, I), H**-0.5
     if tap.wants(f"{stage}/attention_weights"):
         weights_NII = attention_weights(query_INH, key_INH, *ranges, scale=scale, logit_cap=None)
-        tap(f"{stage}/attention_weights", weights_NII.astype(query_INH.dtype))
+        tap(f"{stage}/attention_weights", weights_NII)
     heads_INH = ops.attend(query_INH, key_INH, value_INH, *ranges, scale=scale, logit_cap=None)
     heads_IE = tap(f"{stage}/attention_out", heads_INH.reshape(I, N * H))
     return tap(f"{stage}/out_proj", ops.linear(heads_IE, *layer.out_proj))

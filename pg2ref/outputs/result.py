@@ -40,25 +40,26 @@ class Token:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each phase; `decode_tokens_per_second` is None where fewer than two tokens were made."""
+    """Seconds of each phase; `decode_tok_s` is None where fewer than two tokens were made."""
 
-    vision_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-    decode_tokens_per_second: float | None
+    load_s: float
+    vision_s: float
+    prefill_s: float  # to the first token
+    decode_s: float
+    decode_tok_s: float | None
 
 
 @dataclass(frozen=True)
 class Result:
     """What `Model.generate` returns."""
 
-    model: dict[str, Any]  # id, precision, backend, weights
+    model: dict[str, Any]  # id, revision (of the Hugging Face cache), dtype, backend, weights
     images: tuple[InputImage, ...]
     prompt: str
     prompt_ids: tuple[int, ...]
     num_image_tokens: int  # of all images
     text: str
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str | None  # "stop", "length", or None while the answer is unfinished
     tokens: tuple[Token, ...]  # the end-of-text token included
     policy: dict[str, str]
     timing: Timing

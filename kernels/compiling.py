@@ -1,0 +1,41 @@
+"""How kernels are compiled and kept: one decorator, one set of fast-math flags, one disk cache that notices changes.
+
+Numba's cache looks at a kernel's own file alone; here a kernel also depends on simd.py and its neighbours, so the
+stamp that the cache compares is that of all files of this folder.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Read when the OpenMP runtime is loaded: threads that wait by spinning take the cores from whoever else computes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numba
+
+FASTMATH = {"contract", "arcp", "nsz", "reassoc"}  # never nnan or ninf: a NaN must come out as one
+SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+
+
+def source_stamp() -> tuple[float, int]:
+    """Latest change and total size of the kernels' sources, in the form of Numba's own stamp."""
+    stats = [path.stat() for path in SOURCES]
+    return max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile on first use, in parallel over `prange`, without the interpreter's lock, and keep it on disk."""
+    compiled = numba.njit(parallel=True, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
+    compiled._cache._cache_file._source_stamp = source_stamp()
+    return compiled
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A function that kernels call and that becomes part of them."""
+    return numba.njit(fastmath=FASTMATH, error_model="numpy")(function)
+
+
+def num_threads() -> int:
+    """Threads that a kernel may use."""
+    return int(numba.get_num_threads())

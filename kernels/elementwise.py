@@ -1,0 +1,125 @@
+"""Norms, rotation, GELU and soft caps: a pass over the rows each, sums and exponentials in float64, rounded once."""
+
+import numpy as np
+from numba import prange
+
+from pg2ref.kernels.compiling import kernel
+from pg2ref.kernels.exponential import tanh_float64
+from pg2ref.kernels.linear import Array, widened
+
+GELU_SCALE = 0.7978845608028654  # sqrt(2 / pi)
+CHUNK = 4096  # numbers that a thread takes at a time
+
+
+@kernel
+def rms_norm_rows(x_TD, gain_D, eps, out_TD):  # type: ignore[no-untyped-def]
+    """X over its root mean square, times the gain."""
+    T, D = x_TD.shape
+    for t in prange(T):
+        total = 0.0
+        for d in range(D):
+            total += np.float64(x_TD[t, d]) * np.float64(x_TD[t, d])
+        inverse = 1.0 / np.sqrt(total / D + eps)
+        for d in range(D):
+            out_TD[t, d] = x_TD[t, d] * inverse * gain_D[d]
+
+
+def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
+    """Divide each row by its root mean square and multiply by (1 + scale); see model/ops.py, rms_norm."""
+    out_TD = np.empty(x_TD.shape, np.float32)
+    rms_norm_rows(np.ascontiguousarray(x_TD), 1 + widened(scale_D).astype(np.float64), float(eps), out_TD)
+    return out_TD
+
+
+@kernel
+def layer_norm_rows(x_TE, scale_E, bias_E, eps, out_TE):  # type: ignore[no-untyped-def]
+    """Mean and variance of a row, then scale and shift."""
+    T, E = x_TE.shape
+    for t in prange(T):
+        total = 0.0
+        for i in range(E):
+            total += np.float64(x_TE[t, i])
+        mean = total / E
+        squares = 0.0
+        for i in range(E):
+            squares += (x_TE[t, i] - mean) * (x_TE[t, i] - mean)
+        inverse = 1.0 / np.sqrt(squares / E + eps)
+        for i in range(E):
+            out_TE[t, i] = (x_TE[t, i] - mean) * inverse * scale_E[i] + bias_E[i]
+
+
+def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
+    """Normalise each row to mean 0 and variance 1, then scale and shift; see model/ops.py, layer_norm."""
+    out_TE = np.empty(x_TE.shape, np.float32)
+    layer_norm_rows(np.ascontiguousarray(x_TE), widened(scale_E), widened(bias_E), float(eps), out_TE)
+    return out_TE
+
+
+@kernel
+def gelu_chunks(x, out):  # type: ignore[no-untyped-def]
+    """The tanh form of GELU."""
+    for chunk in prange((x.size + CHUNK - 1) // CHUNK):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size)):
+            v = np.float64(x[i])
+            out[i] = 0.5 * v * (1.0 + tanh_float64(GELU_SCALE * (v + 0.044715 * v * v * v)))
+
+
+def gelu(x: Array) -> Array:
+    """GELU in its tanh form, of any shape; see model/ops.py, gelu."""
+    out = np.empty(x.shape, np.float32)
+    gelu_chunks(np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
+    return out
+
+
+@kernel
+def gated_gelu_chunks(gate, up, out):  # type: ignore[no-untyped-def]
+    """gelu(gate) * up."""
+    for chunk in prange((gate.size + CHUNK - 1) // CHUNK):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, gate.size)):
+            v = np.float64(gate[i])
+            out[i] = 0.5 * v * (1.0 + tanh_float64(GELU_SCALE * (v + 0.044715 * v * v * v))) * up[i]
+
+
+def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
+    """GeGLU; see model/ops.py, gated_gelu."""
+    out_TF = np.empty(gate_TF.shape, np.float32)
+    gate, up = np.ascontiguousarray(gate_TF).reshape(-1), np.ascontiguousarray(up_TF).reshape(-1)
+    gated_gelu_chunks(gate, up, out_TF.reshape(-1))
+    return out_TF
+
+
+@kernel
+def soft_cap_chunks(x, cap, out):  # type: ignore[no-untyped-def]
+    """Cap * tanh(x / cap)."""
+    for chunk in prange((x.size + CHUNK - 1) // CHUNK):
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size)):
+            out[i] = cap * tanh_float64(x[i] / cap)
+
+
+def soft_cap(logits: Array, cap: float | None) -> Array:
+    """Squash logits into (-cap, cap); see model/ops.py, soft_cap."""
+    if cap is None:
+        return logits
+    out = np.empty(logits.shape, np.float32)
+    soft_cap_chunks(np.ascontiguousarray(logits).reshape(-1), float(cap), out.reshape(-1))
+    return out
+
+
+@kernel
+def rotate_rows(x_TNH, cos_TR, sin_TR, out_TNH):  # type: ignore[no-untyped-def]
+    """The first half of a head with the second."""
+    T, N, H = x_TNH.shape
+    R = H // 2
+    for t in prange(T):
+        for n in range(N):
+            for r in range(R):
+                first, second = x_TNH[t, n, r], x_TNH[t, n, r + R]
+                out_TNH[t, n, r] = first * cos_TR[t, r] - second * sin_TR[t, r]
+                out_TNH[t, n, r + R] = second * cos_TR[t, r] + first * sin_TR[t, r]
+
+
+def rotate(x_TNH: Array, cos_TR: Array, sin_TR: Array) -> Array:
+    """Turn every head of every row by its position's angles; see model/rope.py, rotate."""
+    out_TNH = np.empty(x_TNH.shape, np.float32)
+    rotate_rows(np.ascontiguousarray(x_TNH), cos_TR, sin_TR, out_TNH)
+    return out_TNH

@@ -1,0 +1,106 @@
+"""The kernels as a whole: parity through all towers, independence of threads and company, and the disk cache.
+
+Each operation on its own is compared with its oracle in test_ops.py.
+"""
+
+import os
+from pathlib import Path
+
+import golden_records
+import numba
+import numpy as np
+import pytest
+import small_models
+from closeness import assert_close
+from oracles import naive_ops
+
+from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.errors import UsageError
+from pg2ref.kernels import compiling, cpu, linear
+from pg2ref.model import backend
+from pg2ref.model.paligemma import PaliGemma
+
+
+def fast_model(folder: Path) -> PaliGemma:
+    return small_models.open_model(folder)._replace(ops=backend.fast())
+
+
+@pytest.mark.parametrize("case_name", small_models.CASES)
+def test_stages_and_answers_agree_with_the_golden_records(case_name: str) -> None:
+    record = golden_records.read_record(case_name)
+    model = fast_model(record.folder)
+    golden_records.check_stages(model, record)
+    if record.answer is not None:
+        golden_records.check_answer(model, record)
+
+
+def bf16_weight(rng: np.random.Generator, outputs: int, inputs: int) -> Array:
+    return f32_to_bf16(rng.standard_normal((outputs, inputs)).astype(np.float32))
+
+
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 53, 64), (5, 53, 64), (40, 53, 400), (31, 17, 29)])
+def test_the_number_of_threads_changes_nothing(rows: int, outputs: int, inputs: int, rng: np.random.Generator) -> None:
+    x, weight = rng.standard_normal((rows, inputs)).astype(np.float32), bf16_weight(rng, outputs, inputs)
+    most = numba.get_num_threads()
+    results = []
+    for threads in sorted({1, most}):
+        numba.set_num_threads(threads)
+        results.append(linear.linear(x, weight))
+    numba.set_num_threads(most)
+    np.testing.assert_array_equal(results[0], results[-1])
+
+
+def test_few_rows_are_bit_equal_to_one(rng: np.random.Generator) -> None:
+    """Sequences that decode together get the numbers that they get alone."""
+    x, weight = rng.standard_normal((linear.FEW_ROWS, 256)).astype(np.float32), bf16_weight(rng, 67, 256)
+    together = linear.linear(x, weight)
+    for t in range(linear.FEW_ROWS):
+        np.testing.assert_array_equal(linear.linear(x[t : t + 1], weight)[0], together[t])
+
+
+def test_blocks_of_inputs_change_nothing(rng: np.random.Generator) -> None:
+    """More inputs than a block holds, and a last panel that is not full, with a bias."""
+    inputs, outputs = linear.BLOCK + 3 * linear.LANES, linear.PANEL + linear.LANES
+    x = rng.standard_normal((19, inputs)).astype(np.float32)
+    weight, bias = rng.standard_normal((outputs, inputs)).astype(np.float32), rng.standard_normal(outputs)
+    exact = naive_ops.linear(x.tolist(), weight.tolist(), bias.tolist())
+    assert_close(linear.linear(x, weight, bias), np.array(exact), "linear", terms=inputs)
+
+
+def test_the_path_follows_the_features() -> None:
+    assert cpu.path_of(set()).lanes == 4
+    assert cpu.path_of({"avx2"}) == cpu.PATHS["generic"]
+    assert cpu.path_of({"avx2", "fma"}) == cpu.PATHS["avx2"]
+    wide = {"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"}
+    assert cpu.path_of(wide) == cpu.PATHS["avx512"]
+
+
+def test_numbas_own_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.core.config.CPU_NAME", "generic")
+    monkeypatch.setattr("numba.core.config.CPU_FEATURES", None)
+    assert cpu.target_features() == set()
+    monkeypatch.setattr("numba.core.config.CPU_FEATURES", "+avx2,+fma,-avx512f")
+    assert cpu.target_features() == {"avx2", "fma"}
+
+
+def test_a_change_of_any_kernel_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+    for path in compiling.SOURCES:
+        sources.append(tmp_path / path.name)
+        sources[-1].write_bytes(path.read_bytes())
+        os.utime(sources[-1], (1, 1))
+    monkeypatch.setattr(compiling, "SOURCES", sources)
+    before = compiling.source_stamp()
+    os.utime(sources[0], (2, 2))
+    assert compiling.source_stamp() != before
+
+
+def test_kernels_do_not_pretend_to_float64(small_folder: Path) -> None:
+    import pg2ref
+
+    with pytest.raises(UsageError, match="float32"):
+        pg2ref.load(small_folder, precision="f64", backend="numba")
+
+
+def test_no_flag_hides_a_nan() -> None:
+    assert not {"nnan", "ninf", "fast"} & compiling.FASTMATH
