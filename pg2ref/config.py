@@ -186,7 +186,7 @@ def parse_config(
             "the projector must end at the decoder's width"
         )
     image_token_id = top.get("image_token_id", top.get("image_token_index"))
-    if image_token_id is None:  # Transformers' default, 256000, is an id of PaliGemma 2's <loc0000>
+    if image_token_id is None:  # Transformers' default, 256000, is PaliGemma 2's <loc0000>
         raise ConfigError(f"{where}: image_token_index is missing; in the released PaliGemma 2 files it is 257152")
     if top.get("image_token_index", image_token_id) != image_token_id:
         raise ConfigError(f"{where}: image_token_id and image_token_index differ; they are two names of one number")
@@ -320,7 +320,7 @@ def _check_number(name: str, value: Any, kind: type, where: str, *, zero: bool =
         good = isinstance(value, numeric) and not isinstance(value, bool)
         most = sys.float_info.max if name == "rope_theta" else LARGEST_FIELD
         good = good and (value >= 0 if zero else value > 0) and value <= most
-        expected = f"{'a whole number' if kind is int else 'a number'} {'from' if zero else 'above'} 0, up to {most:g}"
+        expected = f"{'a whole number' if kind is int else 'a number'} {'from' if zero else 'above'} 0, up to {most}"
     if not good:
         raise ConfigError(f"{where}: {name} is {value!r}, expected {expected}")
     return value

@@ -94,7 +94,7 @@ def test_with_many_beams_it_finds_the_best_of_all_answers(seed: int, end_ids: tu
 @pytest.mark.parametrize("num_beams", [1, 2, 3, 7])
 @pytest.mark.parametrize("towards_end", [0.3, 1.5])
 @pytest.mark.parametrize("end_ids", [(1,), (4, 2)])
-def test_it_is_the_rule_of_the_specification(num_beams: int, towards_end: float, end_ids: tuple[int, ...]) -> None:
+def test_it_is_the_rule_of_big_vision(num_beams: int, towards_end: float, end_ids: tuple[int, ...]) -> None:
     lengths = set()
     for seed in range(40):
         model = FakeModel(seed, 11, end_ids, towards_end)

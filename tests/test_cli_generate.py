@@ -300,6 +300,24 @@ def test_progress_on_a_terminal(picture: Path, endless_folder: Path) -> None:
     assert out.endswith("\n")
 
 
+def test_progress_counts_the_weights_once_for_all_images(
+    picture: Path, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second image passes through weights that have been read: the count stands still, and never falls."""
+    from pg2ref.api import load
+    from pg2ref.cli.progress import LayerProgress, ProgressLine
+
+    details: list[str] = []
+    monkeypatch.setattr(ProgressLine, "show", lambda self, label, done, total, detail: details.append(detail))
+    model = load(small_folder)
+    progress = LayerProgress(ProgressLine(), model, 2)
+    progress.layer_bytes = {"vision": 10**9, "text": 2 * 10**9}
+    list(model.stream([picture, picture], "same?", max_new_tokens=2, tap=progress))
+    read = [float(detail.split()[2]) for detail in details]
+    assert read == [1, 2, 3, 3, 3, 3, 5, 7, 9, 11]
+    assert [detail.split()[1] for detail in details[2:6]] == ["3/6,", "4/6,", "5/6,", "6/6,"]
+
+
 def test_progress_on_a_narrow_terminal(picture: Path, small_folder: Path) -> None:
     """A line that wrapped could not be erased."""
     _, shown = on_terminal(40, "generate", picture, "-m", small_folder, "-n", 1)

@@ -24,13 +24,13 @@ from pg2ref.model.paligemma import PaliGemma
 from pg2ref.policy import Policy
 from pg2ref.published import PUBLISHED
 
-# SPEC 1.2: hidden, layers, heads, key heads, head width, MLP width, query scalar, score scale.
+# Gemma 2 report, table 1: hidden, layers, heads, key heads, head width, MLP width, query scalar, score scale.
 TEXT_TABLE = {
     "3b": (2304, 26, 8, 4, 256, 9216, 256, 0.0625),
     "10b": (3584, 42, 16, 8, 256, 14336, 256, 0.0625),
     "28b": (4608, 46, 32, 16, 128, 36864, 144, 1 / 12),
 }
-# SPEC 1.1 and 1.3.
+# Counted by Transformers on models without weights.
 IMAGE_TOKENS = {224: 256, 448: 1024, 896: 4096}
 VISION_PARAMETERS = {224: 412_442_352, 448: 413_327_088, 896: 416_866_032}
 TEXT_PARAMETERS = {"3b": 2_617_143_552, "10b": 9_246_064_128, "28b": 27_232_731_648}
@@ -123,10 +123,10 @@ def test_a_released_file_through_the_disk(tmp_path: Path) -> None:
 
 
 def test_omitted_fields_are_those_of_transformers() -> None:
-    """3B omits nearly everything: SPEC 1.4."""
-    text = parse_config({"text_config": {}, "vision_config": {}}).text
+    """The released 3B omits nearly everything."""
+    text = parse_config({"text_config": {}, "vision_config": {}, "image_token_index": 257152}).text
     assert text == replace(PUBLISHED["3b-224"].text, vocab_size=256000)
-    vision = parse_config({"text_config": {}, "vision_config": {}}).vision
+    vision = parse_config({"text_config": {}, "vision_config": {}, "image_token_index": 257152}).vision
     assert vision == SiglipConfig(
         image_size=224,
         patch_size=16,
@@ -140,8 +140,8 @@ def test_omitted_fields_are_those_of_transformers() -> None:
 
 
 def test_top_level_defaults() -> None:
-    config = parse_config({"text_config": {}, "vision_config": {}})
-    assert (config.image_token_id, config.eos_token_ids, config.tie_word_embeddings) == (257152, (1,), True)
+    config = parse_config({"text_config": {}, "vision_config": {}, "image_token_index": 257152})
+    assert (config.eos_token_ids, config.tie_word_embeddings) == ((1,), True)
 
 
 @pytest.mark.parametrize("spelling", ["image_token_index", "image_token_id"])
@@ -196,7 +196,7 @@ def test_explicit_layer_types(small: dict[str, Any]) -> None:
 def test_whose_end_token_counts(
     generation: Any, top: Any, text: Any, expected: tuple[int, ...], small: dict[str, Any]
 ) -> None:
-    """generation_config.json before the top level before text_config (SPEC 11.1); null says nothing."""
+    """generation_config.json before the top level before text_config, as in Transformers; null says nothing."""
     small.pop("eos_token_id")
     for table, value in ((small, top), (small["text_config"], text)):
         if value is not ...:
@@ -272,6 +272,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "end token is a bool": (set_top(eos_token_id=True), "eos_token_id is True"),
     "end token below zero": (set_top(eos_token_id=[1, -1]), "eos_token_id is -1, expected a whole number from 0"),
     "no end token": (set_top(eos_token_id=[]), "eos_token_id is an empty list"),
+    "no image token": (lambda config: config.pop("image_token_index"), "image_token_index is missing"),
+    "image token is null": (set_top(image_token_index=None), "image_token_index is missing"),
+    "width beyond all bounds": (set_text(hidden_size=10**8), "expected a whole number above 0, up to 16777216"),
+    "eps beyond all bounds": (set_text(rms_norm_eps=1e30), "expected a number above 0, up to 16777216"),
+    "theta beyond a float": (set_text(rope_theta=math.inf), "expected a number above 0, up to 1.797"),
     "image token is a bool": (set_top(image_token_index=False), "image_token_index is False"),
     "image token is a fraction": (set_top(image_token_index=5.5), "image_token_index is 5.5"),
     **{
@@ -419,5 +424,7 @@ def test_rope_theta_beside_rope_parameters_counts(small: dict[str, Any]) -> None
 
 
 def test_a_large_rope_theta_is_no_mistake(small: dict[str, Any]) -> None:
-    small["text_config"]["rope_theta"] = 1e9
-    assert parse_config(small).text.rope_theta == 1e9
+    for theta in (1e9, 10**30):
+        small["text_config"]["rope_theta"] = theta
+        found = parse_config(small).text.rope_theta
+        assert (found, type(found)) == (float(theta), float)

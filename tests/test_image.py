@@ -531,6 +531,14 @@ def refusal(source):
 def test_missing_file(tmp_path):
     assert "no.png: expected an image file, got: No such file" in refusal(tmp_path / "no.png")
     assert "No such file" in refusal("")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("url", ["https://example.org/cat.jpg", "http://localhost/cat.jpg", "HTTPS://example.org/a"])
+def test_a_url_is_refused_as_one(url: str, kind: type[str] | type[Path]) -> None:
+    message = refusal(kind(url))
+    assert "got a URL" in message
+    assert "download it first, or pipe it" in message
     assert "null byte" in refusal("a\0b")
 
 

@@ -210,7 +210,7 @@ def test_a_tensor_under_two_names_is_refused(twin: str, folder: Path, released: 
 @pytest.mark.parametrize("head", ["lm_head.weight", "language_model.lm_head.weight"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_of_its_own_is_used(head: str, tied: bool, folder: Path, released: Tensors) -> None:
-    """Even where the config says tied, as in Transformers (SPEC 2.3)."""
+    """Even where the config says tied, as in Transformers 5.23."""
     edit_json(folder / "config.json", tie_word_embeddings=tied)
     own = released[EMBEDDING] ^ 0x8000
     text = load_checkpoint(write(folder, {**released, head: own})).params.language_model

@@ -158,6 +158,7 @@ def test_what_is_not_cached_comes_with_the_command_and_the_licence(tmp_path):
     message = unavailable(MODEL_ID)
     assert str(default_cache(tmp_path) / "models--google--paligemma2-3b-mix-224") in message
     assert f"`hf download {MODEL_ID}`" in message
+    assert "`pip install 'pg2ref[hub]'`" in message
     assert f"licence is accepted at https://huggingface.co/{MODEL_ID}" in message
 
 

@@ -1,4 +1,4 @@
-"""Key ranges as pictures, and against the rules of the specification written as booleans."""
+"""Key ranges as pictures, and against the libraries' rules written as booleans."""
 
 import re
 
@@ -30,7 +30,7 @@ def draw(num_keys: int, *, prefix_length: int, window: int | None = None, policy
 
 
 def rule(q: int, k: int, prefix: int, window: int | None, policy: str) -> bool:
-    """Whether slot q may read slot k: SPEC 8.1 for Transformers 5.23, 8.7 for the others."""
+    """Whether slot q may read slot k: by the sources that model/masks.py names."""
     both_prefix = q < prefix and k < prefix
     readable = k <= q or both_prefix
     if window is None or policy == "big_vision":
@@ -67,8 +67,8 @@ def test_the_docstring_draws_what_is_computed() -> None:
         assert draw(6, prefix_length=4, window=3, policy=policy) == picture
 
 
-def test_the_picture_of_the_specification() -> None:
-    """SPEC 8.1: printed by Transformers 5.23 for prefix 7, suffix 3, window 4."""
+def test_the_picture_that_transformers_prints() -> None:
+    """Printed by Transformers 5.23 for prefix 7, suffix 3, window 4."""
     prefix = ["xxxxxxx..."] * 7
     assert draw(10, prefix_length=7, window=4) == [*prefix, "....xxxx..", ".....xxxx.", "......xxxx"]
     assert draw(10, prefix_length=7) == [*prefix, "xxxxxxxx..", "xxxxxxxxx.", "xxxxxxxxxx"]

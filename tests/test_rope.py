@@ -59,7 +59,7 @@ def test_position_zero_does_not_turn(rng: np.random.Generator) -> None:
 
 
 def test_the_first_token_stands_at_position_one() -> None:
-    """As in Transformers (SPEC 8.4); decoding goes on where the prompt ended."""
+    """As in Transformers (modeling_paligemma.py); decoding goes on where the prompt ended."""
     config = parse_config(small_models.config_json(small_models.CASES["odd_heads"])).text
     float64 = np.dtype(np.float64)
     cache = KVCache(config, capacity_tokens=11, prefix_length=7, dtype=float64)

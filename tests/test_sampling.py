@@ -21,7 +21,7 @@ from pg2ref.generation.sampling import (
 
 
 def naive_filter(logits: list[float], temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
-    """SPEC 11.2, a token at a time."""
+    """Transformers logits_process.py, a token at a time."""
     scores = [logit / temperature for logit in logits]
     if top_k is not None:
         threshold = sorted(scores, reverse=True)[min(top_k, len(scores)) - 1]

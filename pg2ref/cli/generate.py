@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--beams",
     default=1,
     show_default=True,
-    help="Above 1: beam search. Cut by -n, its answer may end early or be empty.",
+    help="Above 1: beam search. With beams, an answer that -n cuts may end early or be empty.",
 )
 @click.option(
     "--logprobs",

@@ -1,4 +1,6 @@
-"""Beam search as the specification (11.4) states it, over plain tuples and a function that scores the next token.
+"""Beam search by the rule of big_vision's predict_fns.py (`_beam_decode`), over plain tuples.
+
+A function scores the next token.
 
 live = {[]: 0}; best = none
 each step: best = argmax over (best so far, every live beam + an end token, scores with the end token's)
