@@ -7,6 +7,7 @@ computed: `resize` in inputs/image.py, `window` in model/masks.py.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+BACKENDS = ("numpy", "numba")
 RESIZE_POLICIES = ("bicubic", "bilinear-aa", "bilinear", "nearest")
 WINDOW_POLICIES = ("transformers", "big_vision", "keras", "gemma_cpp", "transformers_4")
 

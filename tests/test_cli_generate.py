@@ -423,3 +423,8 @@ def test_help_fits_a_terminal(run: Run, arguments: tuple[str, ...]) -> None:
     assert ran.code == (0 if arguments else 2)
     assert page.startswith("Usage: pg2ref")
     assert max(map(len, page.splitlines())) <= 100
+
+
+def test_both_backends_answer_alike(run: Run, picture: Path, small_folder: Path) -> None:
+    options = ("generate", picture, "-m", small_folder, "-n", 12)
+    assert run(*options, "--backend", "numba") == run(*options, "--backend", "numpy")

@@ -164,7 +164,7 @@ def main(size: str, folder: Path, seed: int, max_shard_gb: float) -> None:
     """Parse, write, say what was written."""
     write_checkpoint(folder, released_config(size), seed=seed, max_shard_bytes=int(max_shard_gb * 2**30))
     written = sum(path.stat().st_size for path in folder.iterdir())
-    click.echo(f"{folder}: {size}, seed {seed}, {written / 1e9:.2f} GB")
+    click.echo(f"{folder}: {size}, seed {seed}, {written / 1e6:,.1f} MB")
 
 
 if __name__ == "__main__":

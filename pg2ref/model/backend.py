@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pg2ref.arrays import Array
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
+from pg2ref.policy import BACKENDS
 
 
 class Ops(NamedTuple):
@@ -35,7 +36,6 @@ REFERENCE = Ops(
     rotate=rope.rotate,
     attend=ops.attend,
 )
-BACKENDS = ("numpy", "numba")
 
 
 @cache
