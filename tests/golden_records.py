@@ -51,7 +51,9 @@ def check_stages(model: PaliGemma, record: Record) -> None:
     assert set(record.stages) <= set(ours)
     for stage, value in ours.items():
         if stage in record.stages:
-            assert_close(value, record.stages[stage].reshape(value.shape), "stage/golden", terms=1)
+            expected = record.stages[stage]
+            assert value.size == expected.size, f"{stage}: shape {value.shape}, recorded {expected.shape}"
+            assert_close(value, expected.reshape(value.shape), "stage/golden", terms=1)
 
 
 def check_pixels(make: Callable[[Array, int], Array]) -> None:

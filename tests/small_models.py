@@ -64,6 +64,7 @@ class Case(NamedTuple):
     num_images: int = 1
     text_length: int = 9  # of the prompt, without image tokens
     causal: bool = False  # no token is marked as prefix
+    omitted: tuple[str, ...] = ()  # fields of BASE's text_config that the file leaves out
 
 
 CASES: Mapping[str, Case] = {
@@ -91,6 +92,10 @@ CASES: Mapping[str, Case] = {
     "own_head": Case(top={"tie_word_embeddings": False}),
     "end_of_text": Case(top={"eos_token_id": [190, 59]}),  # base answers 59 as its eleventh token, 190 later
     "no_window": Case(text={"sliding_window": None}),
+    "omitted": Case(  # 2048: what Transformers writes there when it saves, whatever the width
+        top={"hidden_size": 2048},
+        omitted=("query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),
+    ),
 }
 
 
@@ -108,12 +113,14 @@ def config_json(case: Case) -> dict[str, Any]:
     config: dict[str, Any] = copy.deepcopy({**BASE, **case.top})
     config["text_config"] |= case.text
     config["vision_config"] |= case.vision
+    for name in case.omitted:
+        del config["text_config"][name]
     return config
 
 
 def has_window(case: Case) -> bool:
     """Whether sliding_window is a number: where it is null, Transformers 5.23 generates without a cache only."""
-    return config_json(case)["text_config"]["sliding_window"] is not None
+    return config_json(case)["text_config"].get("sliding_window", 4096) is not None
 
 
 def write_folder(folder: Path, case: Case) -> None:

@@ -5,7 +5,10 @@ passes. The numbers are a ranking of how often, and how silently, these have gon
 """
 
 import dataclasses
+import io
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,17 @@ from typing import Any
 import golden_records
 import numpy as np
 import pytest
+import random_checkpoint
 import small_models
+from PIL import ExifTags, Image
 
+from pg2ref import config as config_module
 from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
 from pg2ref.checkpoint import loader, tensor_table
+from pg2ref.checkpoint.safetensors_file import read_tensors
 from pg2ref.config import Gemma2Config
+from pg2ref.errors import CheckpointError
+from pg2ref.inputs import image as image_module
 from pg2ref.inputs import prompt as prompt_module
 from pg2ref.inputs.image import pixel_values, read_image
 from pg2ref.inputs.tokenizer import Tokenizer
@@ -156,7 +165,16 @@ def _(patch: Patch) -> None:
     patch.setattr(gemma2, "decode_layer", decode_layer)
 
 
-@fault("4 eps outside the root or fixed", "large_eps")
+@fault("4 eps outside the root", "large_eps")
+def _(patch: Patch) -> None:
+    def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+        root = np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True))
+        return x / (root + np.float32(eps)) * (1 + widen(scale, x.dtype))
+
+    patch_op(patch, rms_norm=rms_norm)
+
+
+@fault("4 eps fixed", "large_eps")
 def _(patch: Patch) -> None:
     patch_op(patch, rms_norm=lambda x, scale, eps: ops.rms_norm(x, scale, 1e-6))
 
@@ -241,6 +259,25 @@ def _(patch: Patch) -> None:
     table = rope.rotation_table
     restart = lambda positions, *rest: table(positions % 13, *rest)  # noqa: E731
     patch.setattr(rope, "rotation_table", restart)
+
+
+@fault("9 cache holds keys before their rotation")
+def _(patch: Patch) -> None:
+    unrotated: list[Array] = []  # the last one is the key: it is turned after the query
+    write_rotated = KVCache.write
+
+    def rotate(x: Array, *table: Array) -> Array:
+        unrotated.append(x)
+        return REFERENCE.rotate(x, *table)
+
+    def write(self: KVCache, layer: int, key: Array, value: Array) -> tuple[Array, Array]:
+        keys, values = write_rotated(self, layer, key, value)
+        seen_now = keys.copy()
+        keys[-len(key) :] = unrotated[-1]
+        return seen_now, values
+
+    patch_op(patch, rotate=rotate)
+    patch.setattr(KVCache, "write", write)
 
 
 @fault("10 projector reads SigLIP before its last norm")
@@ -329,6 +366,63 @@ def _(patch: Patch) -> None:
     patch.setattr(gemma2, "logits", transposed)
 
 
+@fault("14 padded rows of the vocabulary left out")
+def _(patch: Patch) -> None:
+    assemble = tensor_table.assemble
+
+    def cut(config: Any, tensors: dict[str, Array]) -> Any:
+        return assemble(config, {**tensors, loader.EMBEDDING: tensors[loader.EMBEDDING][: config.image_token_id]})
+
+    patch.setattr(loader, "assemble", cut)
+
+
+OTHER_DEFAULTS: dict[str, Any] = {
+    "query_pre_attn_scalar": 16,  # the head width
+    "sliding_window": 5,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-4,
+}
+
+
+def fault_of_default(name: str) -> None:
+    @fault(f"14 another default of {name}", "omitted")
+    def _(patch: Patch) -> None:
+        patch.setitem(config_module.GEMMA2_DEFAULTS, name, OTHER_DEFAULTS[name])
+
+
+for omitted_name in OTHER_DEFAULTS:
+    fault_of_default(omitted_name)
+
+
+@fault("14 embedding scale from the top-level hidden_size", "omitted")
+def _(patch: Patch) -> None:
+    patch.setattr(Gemma2Config, "embedding_scale", small_models.CASES["omitted"].top["hidden_size"] ** 0.5)
+
+
+@fault("end of text is the first id of the list alone", "end_of_text")
+def _(patch: Patch) -> None:
+    opened = small_models.open_model
+
+    def open_model(folder: Path) -> PaliGemma:
+        model = opened(folder)
+        return model._replace(config=dataclasses.replace(model.config, eos_token_ids=model.config.eos_token_ids[:1]))
+
+    patch.setattr(small_models, "open_model", open_model)
+
+
+@fault("end of text goes unnoticed", "end_of_text")
+def _(patch: Patch) -> None:
+    opened = small_models.open_model
+
+    def open_model(folder: Path) -> PaliGemma:
+        model = opened(folder)
+        return model._replace(config=dataclasses.replace(model.config, eos_token_ids=()))
+
+    patch.setattr(small_models, "open_model", open_model)
+
+
 @fault("15 float32 with the bf16 embedding scale")
 def _(patch: Patch) -> None:
     rounded = float(bf16_to_f32(f32_to_bf16(np.array([32**0.5], np.float32)))[0])
@@ -375,6 +469,79 @@ def test_the_golden_records_catch(name: str, monkeypatch: Patch) -> None:
         check(case_name)
 
 
+# The names of each family, from those of the release.
+FAMILIES: dict[str, Callable[[str], str]] = {
+    "A": lambda name: name,
+    "B": lambda name: name.replace(".vision_model.", "."),
+    "C": lambda name: lifted(name.replace(".vision_model.", ".")),
+    "D": lambda name: lifted(name),
+}
+NAME_RULES: dict[str, Callable[[str], str]] = {
+    "model. goes": lambda name: name.removeprefix("model."),
+    "language_model.model. is language_model.": lambda name: name.replace("language_model.model.", "language_model."),
+    "vision_model. goes": lambda name: name.replace("vision_tower.vision_model.", "vision_tower."),
+    "the head is not the decoder's": lambda name: name.replace("language_model.lm_head.", "lm_head."),
+}
+NEEDED_BY = {  # a family that each rule is for, and what is missing first without it
+    "model. goes": ("C", "vision_tower.embeddings.patch_embedding.weight"),
+    "language_model.model. is language_model.": ("B", "language_model.embed_tokens.weight"),
+    "vision_model. goes": ("D", "vision_tower.embeddings.patch_embedding.weight"),
+    "the head is not the decoder's": ("A", "lm_head.weight"),
+}
+
+
+def lifted(name: str) -> str:
+    """As modules in memory are called: everything but the head below `model`."""
+    if name == "language_model.lm_head.weight":
+        return "lm_head.weight"
+    return "model." + name.replace("language_model.model.", "language_model.")
+
+
+def check_family(family: str, folder: Path) -> None:
+    """The model with a head of its own, its tensors renamed, agrees with its record."""
+    record = golden_records.read_record("own_head")
+    tensors = read_tensors(record.folder / "model.safetensors").tensors
+    shutil.copy(record.folder / "config.json", folder)
+    random_checkpoint.write_shard(folder / "model.safetensors", {FAMILIES[family](n): t for n, t in tensors.items()})
+    golden_records.check_stages(small_models.open_model(folder), record)
+
+
+def canonical_name_without(rule: str, name: str) -> str:
+    for other, apply in NAME_RULES.items():
+        name = name if other == rule else apply(name)
+    return name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_names_agrees_with_the_record(family: str, tmp_path: Path, monkeypatch: Patch) -> None:
+    check_family(family, tmp_path)
+    monkeypatch.setattr(loader, "canonical_name", lambda name: canonical_name_without("", name))
+    check_family(family, tmp_path)  # the rules below are all there are
+
+
+@pytest.mark.parametrize("rule", NAME_RULES)
+def test_the_table_of_tensors_catches_14_a_rule_of_names_forgotten(
+    rule: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(loader, "canonical_name", lambda name: canonical_name_without(rule, name))
+    family, first_missing = NEEDED_BY[rule]
+    with pytest.raises(CheckpointError, match=rf"problems;.*\n  missing +{re.escape(first_missing)}"):
+        check_family(family, tmp_path)
+
+
+def test_the_table_of_tensors_catches_14_the_width_of_the_top_level(monkeypatch: Patch) -> None:
+    record = golden_records.read_record("omitted")
+    parse = config_module.parse_config
+
+    def misled(top: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        text = {**top["text_config"], "hidden_size": top["hidden_size"]}
+        return parse({**top, "text_config": text, "projection_dim": top["hidden_size"]}, *rest, **options)
+
+    monkeypatch.setattr(config_module, "parse_config", misled)
+    with pytest.raises(CheckpointError, match=r"expected \(2048,\), got \(32,\)"):
+        small_models.open_model(record.folder)
+
+
 PIXEL_FAULTS: dict[str, Callable[[Array, int], Array]] = {
     "11 bilinear instead of bicubic": lambda image, side: pixel_values(read_image(image), side, "bilinear-aa"),
     "11 no antialiasing": lambda image, side: pixel_values(read_image(image), side, "bilinear"),
@@ -393,6 +560,69 @@ PIXEL_FAULTS: dict[str, Callable[[Array, int], Array]] = {
 def test_the_golden_pixels_catch(name: str) -> None:
     with pytest.raises(AssertionError):
         golden_records.check_pixels(PIXEL_FAULTS[name])
+
+
+def with_orientation(levels: Array, orientation: int) -> io.BytesIO:
+    """A PNG file that says how its camera was held."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(levels).save(file, "PNG", exif=exif)
+    return file
+
+
+def check_colours() -> None:
+    """What becomes RGB, and how, by the rules that `read_image` states."""
+    row = np.array([[40, 80, 120]], np.uint8)
+    palette = Image.new("P", (1, 1), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.info["transparency"] = 1
+    cases: list[tuple[Any, list[Any]]] = [
+        (Image.new("RGBA", (1, 1), (255, 0, 100, 51)), [[[255, 204, 224]]]),
+        (Image.new("LA", (1, 1), (100, 51)), [[[224, 224, 224]]]),
+        (palette, [[[255, 255, 255]]]),
+        (Image.fromarray(np.array([[0, 300, 26_000, 65_535]], np.uint16)), [[[n] * 3 for n in (0, 1, 101, 255)]]),
+        (with_orientation(row, 3), [[[n] * 3 for n in (120, 80, 40)]]),
+        (with_orientation(row, 6), [[[n] * 3] for n in (40, 80, 120)]),
+        (with_orientation(row, 8), [[[n] * 3] for n in (120, 80, 40)]),
+        (Image.new("CMYK", (1, 1), (255, 0, 0, 0)), [[[0, 255, 255]]]),
+        (Image.new("L", (1, 1), 77), [[[77, 77, 77]]]),
+    ]
+    for source, expected in cases:
+        np.testing.assert_array_equal(np.asarray(read_image(source)), expected, err_msg=str(source))
+
+
+def test_colours_are_those_of_the_rules() -> None:
+    check_colours()
+
+
+def over_black(image: Image.Image, name: str) -> Image.Image:
+    if not image.has_transparency_data:
+        return original_to_rgb(image, name)
+    black = Image.new("RGBA", image.size, "black")
+    black.alpha_composite(image.convert("RGBA"))
+    return black.convert("RGB")
+
+
+original_to_rgb = image_module._to_rgb
+turned = {**image_module._TRANSPOSE, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+COLOUR_FAULTS: dict[str, tuple[str, Any]] = {
+    "11 alpha dropped": (
+        "_to_rgb",
+        lambda image, name: original_to_rgb(image, name) if image.mode == "I;16" else image.convert("RGB"),
+    ),
+    "11 transparent over black": ("_to_rgb", over_black),
+    "11 16 bits saturated": ("_grey_levels", lambda image, name: np.clip(np.asarray(image), 0, 255).astype(np.uint8)),
+    "11 16 bits wrapped": ("_grey_levels", lambda image, name: np.asarray(image).astype(np.uint8)),
+    "11 orientation ignored": ("_TRANSPOSE", {}),
+    "11 orientation turned the other way": ("_TRANSPOSE", turned),
+}
+
+
+@pytest.mark.parametrize("name", COLOUR_FAULTS)
+def test_the_colours_catch(name: str, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(image_module, *COLOUR_FAULTS[name])
+    with pytest.raises(AssertionError):
+        check_colours()
 
 
 def check_prompts(folder: Path) -> None:
@@ -432,5 +662,21 @@ def test_the_golden_prompts_catch(name: str, small_folder: Path, monkeypatch: Pa
 def test_the_golden_prompts_catch_12_a_dummy_space(small_folder: Path, monkeypatch: Patch) -> None:
     tokenize = Tokenizer.tokenize
     monkeypatch.setattr(Tokenizer, "tokenize", lambda self, text: tokenize(self, text.replace("<bos>", "<bos> ")))
+    with pytest.raises(AssertionError):
+        check_prompts(small_folder)
+
+
+RUN_FAULTS = {"12 newlines one by one": r"(?<=\n)(?=\n)", "12 spaces one by one": r"(?<= )(?= )"}
+
+
+@pytest.mark.parametrize("name", RUN_FAULTS)
+def test_the_golden_prompts_catch_runs(name: str, small_folder: Path, monkeypatch: Patch) -> None:
+    """A run of newlines or spaces is one token; cut only inside runs, so that nothing else changes."""
+    tokenize = Tokenizer.tokenize
+
+    def cut(self: Tokenizer, text: str) -> list[int]:
+        return [token_id for part in re.split(RUN_FAULTS[name], text) for token_id in tokenize(self, part)]
+
+    monkeypatch.setattr(Tokenizer, "tokenize", cut)
     with pytest.raises(AssertionError):
         check_prompts(small_folder)

@@ -20,6 +20,19 @@ def test_answers_agree_with_the_record(case_name: str) -> None:
     golden_records.check_answer(small_models.open_model(record.folder), record)
 
 
+def test_an_answer_ends_at_the_first_end_of_text_id() -> None:
+    """The base model's answer, cut behind the first of the two ids that end this case's."""
+    stopped, base = golden_records.read_record("end_of_text").answer, golden_records.read_record("base").answer
+    assert stopped is not None
+    assert base is not None
+    ends = set(small_models.CASES["end_of_text"].top["eos_token_id"])
+    assert len(ends) == 2
+    assert not ends & set(stopped[:-1])
+    assert stopped[-1] in ends
+    assert 5 < len(stopped) < len(base) == small_models.MAX_NEW_TOKENS
+    assert stopped == base[: len(stopped)]
+
+
 def test_pixels_are_those_of_the_record() -> None:
     golden_records.check_pixels(lambda image, side: pixel_values(read_image(image), side))
 

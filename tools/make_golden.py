@@ -10,6 +10,7 @@ parity target is a reason to run it again.
 """
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import transformers
 import transformers_stages
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -51,12 +53,15 @@ def wanted(case: str, stage: str) -> bool:
     return case in WHOLE or stage.endswith("/out") or "/" not in stage or stage.endswith("norm")
 
 
-def make(case_name: str, folder: Path) -> int:
-    """Write one case; the number of stages it keeps."""
+def make(case_name: str, folder: Path, checkpoint: Path) -> int:
+    """Write one case, its model made in `checkpoint`; the number of stages it keeps."""
     case = small_models.CASES[case_name]
-    small_models.write_folder(folder, case)
+    small_models.write_folder(checkpoint, case)
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoint / name, folder)
     inputs = small_models.make_inputs(case)
-    model = transformers_stages.load_model(folder)
+    model = transformers_stages.load_model(checkpoint)
     stages = transformers_stages.record(
         model, inputs.pixel_values, inputs.ids, inputs.prefix_length, lambda stage: wanted(case_name, stage)
     )
@@ -71,10 +76,18 @@ def make(case_name: str, folder: Path) -> int:
     record["input/pixel_values"] = inputs.pixel_values
     lengths = {"prefix_length": str(inputs.prefix_length), "prompt_length": str(inputs.prompt_length)}
     versions = {"transformers": transformers.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    save_file(record, folder / "record.safetensors", {"format": "pg2ref-golden/1", **lengths, **versions})
-    for unused in ("preprocessor_config.json", "generation_config.json"):
-        (folder / unused).unlink()
+    write_record(folder / "record.safetensors", record, {"format": "pg2ref-golden/1", **lengths, **versions})
     return len(stages)
+
+
+def write_record(path: Path, record: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a record, unless it is there already: safetensors puts metadata in another order each time."""
+    if path.is_file():
+        with safe_open(path, "np") as stored:
+            old = {name: stored.get_tensor(name).tobytes() for name in stored.keys()}  # noqa: SIM118 - no mapping
+            if stored.metadata() == metadata and old == {name: value.tobytes() for name, value in record.items()}:
+                return
+    save_file(record, path, metadata)
 
 
 def make_pixels(folder: Path) -> None:
@@ -112,6 +125,7 @@ def make_prompts(folder: Path, checkpoint: Path) -> None:
 def main() -> None:
     """Make all cases."""
     transformers.logging.set_verbosity_error()  # its advice is about released checkpoints
+    transformers.logging.disable_progress_bar()
     inputs = ROOT / "tests" / "golden" / "inputs"
     inputs.mkdir(parents=True, exist_ok=True)
     make_pixels(inputs)
@@ -119,7 +133,8 @@ def main() -> None:
         make_prompts(inputs, Path(checkpoint))
     for case_name in small_models.CASES:
         folder = ROOT / "tests" / "golden" / case_name
-        click.echo(f"{case_name}: {make(case_name, folder)} stages")
+        with tempfile.TemporaryDirectory() as checkpoint:
+            click.echo(f"{case_name}: {make(case_name, folder, Path(checkpoint))} stages")
 
 
 if __name__ == "__main__":

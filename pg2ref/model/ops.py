@@ -4,7 +4,7 @@ The result has the input's dtype: float32 in gives the float32 reference, float6
 Weights are widened from the file's type to the input's, a block of rows at a time.
 
 Inside, everything but the products of `linear` is computed in float64 and rounded once, and `linear` adds its
-products in short runs. Reading a prompt costs a seventh more for it, a single row almost twice; in return the float32
+products in short runs. Reading a prompt costs a quarter more for it, a single row almost twice; in return the float32
 reference is nearer to the truth than plain float32 arithmetic is, and judges others rather than adding to their noise.
 """
 
