@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from pg2ref.kernels.compiling import kernel
+from pg2ref.kernels.compiling import inlined, kernel
 from pg2ref.kernels.exponential import tanh_float64
 from pg2ref.kernels.linear import Array, widened
 
@@ -55,13 +55,18 @@ def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
     return out_TE
 
 
+@inlined
+def gelu_float64(x):  # type: ignore[no-untyped-def]
+    """The tanh form of GELU of one number."""
+    return 0.5 * x * (1.0 + tanh_float64(GELU_SCALE * (x + 0.044715 * x * x * x)))
+
+
 @kernel
 def gelu_chunks(x, out):  # type: ignore[no-untyped-def]
     """The tanh form of GELU."""
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size)):
-            v = np.float64(x[i])
-            out[i] = 0.5 * v * (1.0 + tanh_float64(GELU_SCALE * (v + 0.044715 * v * v * v)))
+            out[i] = gelu_float64(np.float64(x[i]))
 
 
 def gelu(x: Array) -> Array:
@@ -76,8 +81,7 @@ def gated_gelu_chunks(gate, up, out):  # type: ignore[no-untyped-def]
     """gelu(gate) * up."""
     for chunk in prange((gate.size + CHUNK - 1) // CHUNK):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, gate.size)):
-            v = np.float64(gate[i])
-            out[i] = 0.5 * v * (1.0 + tanh_float64(GELU_SCALE * (v + 0.044715 * v * v * v))) * up[i]
+            out[i] = gelu_float64(np.float64(gate[i])) * up[i]
 
 
 def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:

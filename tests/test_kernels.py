@@ -104,3 +104,20 @@ def test_kernels_do_not_pretend_to_float64(small_folder: Path) -> None:
 
 def test_no_flag_hides_a_nan() -> None:
     assert not {"nnan", "ninf", "fast"} & compiling.FASTMATH
+
+
+@pytest.mark.parametrize("logit_cap", [None, 5.0])
+def test_a_nan_comes_out_as_one(logit_cap: float | None) -> None:
+    """Bounds on an exponent must not turn it into a number."""
+    fast = backend.fast()
+    bad = np.array([[np.nan, 1.0, 0.5, -2.0] * 4], np.float32)
+    assert np.isnan(fast.gelu(bad)[0, 0])
+    assert np.isnan(fast.gated_gelu(bad, np.ones_like(bad))[0, 0])
+    assert np.isnan(fast.soft_cap(bad, 5.0)[0, 0])
+    assert np.isfinite(fast.soft_cap(bad, 5.0)[0, 1:4]).all()
+    good, nan_last = np.ones((3, 1, 16), np.float32), np.ones((3, 1, 16), np.float32)
+    nan_last[2] = np.nan
+    first, last = np.zeros(3, np.int64), np.array([1, 2, 2])
+    out = fast.attend(good, nan_last, good, first, last, scale=0.3, logit_cap=logit_cap)
+    assert np.isfinite(out[0]).all()
+    assert np.isnan(out[1:]).all()

@@ -76,7 +76,7 @@ class LayerProgress:
         self.read.add((tower, layer))
         read = sum(self.layer_bytes[of] for of, _ in self.read)
         label = "reading image" if tower == "vision" else "reading prompt"
-        detail = f"layer {self.done[tower]}/{total}, {min(read, 10**15) / 1e9:.1f} GB of weights"
+        detail = f"layer {self.done[tower]}/{total}, {read / 1e9:.1f} GB of weights"
         self.line.show(label, self.done[tower], total, detail)
 
 
