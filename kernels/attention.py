@@ -8,13 +8,10 @@ import numpy as np
 from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel
-from pg2ref.kernels.cpu import cpu
 from pg2ref.kernels.exponential import exp_float32, tanh_float64
-from pg2ref.kernels.linear import LANES, PANEL, Array, multiply
-from pg2ref.kernels.simd import make_transpose
+from pg2ref.kernels.linear import LANES, PANEL, Array, multiply, transpose_words
 
 QUERIES = 60  # in a block: ten tiles of six rows
-transpose = make_transpose(cpu(), bf16=False)
 
 
 @inlined
@@ -25,7 +22,7 @@ def pack_keys(key_SKH, head, first, count, panel_HP):  # type: ignore[no-untyped
     for s in range(0, whole, LANES):
         for h in range(0, H, LANES):
             square = key_SKH.ctypes.data + (((first + s) * K + head) * H + h) * 4
-            transpose(square, K * H * 4, panel_HP.ctypes.data + (h * PANEL + s) * 4, PANEL * 4)
+            transpose_words(square, K * H * 4, panel_HP.ctypes.data + (h * PANEL + s) * 4, PANEL * 4)
     for s in range(whole, count):
         for h in range(H):
             panel_HP[h, s] = key_SKH[first + s, head, h]

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numba
 
 FASTMATH = {"contract", "arcp", "nsz", "reassoc"}  # never nnan or ninf: a NaN must come out as one
-SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def source_stamp() -> tuple[float, int]:
@@ -27,6 +27,13 @@ def source_stamp() -> tuple[float, int]:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile on first use, in parallel over `prange`, without the interpreter's lock, and keep it on disk."""
     compiled = numba.njit(parallel=True, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
+    compiled._cache._cache_file._source_stamp = source_stamp()
+    return compiled
+
+
+def serial(function: Callable[..., Any]) -> Any:
+    """The same on one thread, for work too small to share: no thread is woken."""
+    compiled = numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
     compiled._cache._cache_file._source_stamp = source_stamp()
     return compiled
 

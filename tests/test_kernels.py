@@ -16,7 +16,8 @@ from oracles import naive_ops
 
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
-from pg2ref.kernels import compiling, cpu, linear
+from pg2ref.kernels import compiling, linear
+from pg2ref.kernels.simd import cpu
 from pg2ref.model import backend
 from pg2ref.model.paligemma import PaliGemma
 

@@ -1,0 +1,99 @@
+"""Single instructions that Python has no words for: fetch ahead, share a counter, treat denormals as zero."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from pg2ref.kernels.simd.cpu import IS_X86
+from pg2ref.kernels.simd.vectors import I8, I16, I32, I64
+
+FLUSH = 0x8040  # bits of MXCSR: denormal results become zero, denormal operands count as zero
+
+
+@intrinsic
+def prefetch(typing, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at an address; any address may be asked for."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, I32(0), I32(2), I32(1)])  # for reading, into the second cache, data
+        return _context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@intrinsic
+def take(typing, counter):  # type: ignore[no-untyped-def]
+    """The counter's value, one more being left: threads share out work by it. `counter` is an int64's address."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], I64.as_pointer())
+        return builder.atomic_rmw("add", pointer, I64(1), "monotonic")
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def flush_denormals(typing, on):  # type: ignore[no-untyped-def]
+    """Set or clear FLUSH in this thread; elsewhere than on x86 nothing is done.
+
+    VDPBF16PS always flushes, so the instructions that stand in for it must.
+    """
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if IS_X86:
+            place = cgutils.alloca_once(builder, I32)
+            pointer = builder.bitcast(place, I8.as_pointer())
+            kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer()])
+            read, write = (
+                cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}")
+                for name in ("stmxcsr", "ldmxcsr")
+            )
+            builder.call(read, [pointer])
+            control = builder.load(place)
+            set_, cleared = builder.or_(control, I32(FLUSH)), builder.and_(control, I32(~FLUSH & 0xFFFFFFFF))
+            builder.store(builder.select(builder.icmp_signed("!=", arguments[0], I64(0)), set_, cleared), place)
+            builder.call(write, [pointer])
+        return _context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@intrinsic
+def load_word(typing, address):  # type: ignore[no-untyped-def]
+    """The 32 bits at an address of any alignment."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        value = builder.load(builder.inttoptr(arguments[0], I32.as_pointer()))
+        value.align = 1
+        return value
+
+    return types.uint32(types.int64), emit
+
+
+@intrinsic
+def store_word(typing, value, address):  # type: ignore[no-untyped-def]
+    """Write 32 bits to an address of any alignment."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[0], builder.inttoptr(arguments[1], I32.as_pointer())).align = 1
+        return _context.get_dummy_value()
+
+    return types.void(types.uint32, types.int64), emit
+
+
+@intrinsic
+def load_half(typing, address):  # type: ignore[no-untyped-def]
+    """The 16 bits at an address of any alignment."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        value = builder.load(builder.inttoptr(arguments[0], I16.as_pointer()))
+        value.align = 1
+        return value
+
+    return types.uint16(types.int64), emit

@@ -1,0 +1,80 @@
+"""How one 32-bit word of weights is multiplied with one of inputs: a float32, two bf16, or four int8.
+
+A tile is the same loop for all of them; only the instruction in its middle differs. Where the processor lacks the
+instruction, others do the same arithmetic: the products of two bf16 are exact in float32 and those of two int8 in
+int32, so the numbers that come out are equal on every path.
+"""
+
+from typing import Any, Protocol
+
+from pg2ref.kernels.simd.vectors import F32, I32, Emitter
+
+Parts = tuple[Any, ...]
+
+
+class Product(Protocol):
+    """`parts` is what one loaded vector of words becomes, once; `add` is done for every pair."""
+
+    word: Any  # the LLVM type of a word
+
+    def parts(self, e: Emitter, words: Any) -> Parts:
+        """A vector of words, ready to be multiplied."""
+
+    def add(self, e: Emitter, total: Any, weights: Parts, inputs: Parts) -> Any:
+        """The total and the products of one vector of weights and one of inputs."""
+
+
+class Float32:
+    """One float32 a word."""
+
+    word = F32
+
+    def parts(self, e: Emitter, words: Any) -> Parts:
+        """As they are."""
+        return (words,)
+
+    def add(self, e: Emitter, total: Any, weights: Parts, inputs: Parts) -> Any:
+        """A fused multiply-add."""
+        return e.multiply_add(inputs[0], weights[0], total)
+
+
+class Bf16Pairs:
+    """Two bf16 a word, summed in float32: first the upper product is added, then the lower one (VDPBF16PS)."""
+
+    word = I32
+
+    def parts(self, e: Emitter, words: Any) -> Parts:
+        """The words where the instruction exists, else both halves as float32."""
+        return (words,) if e.cpu.bf16_dot else e.even_and_odd(words)
+
+    def add(self, e: Emitter, total: Any, weights: Parts, inputs: Parts) -> Any:
+        """Intel's Software Developer's Manual, VDPBF16PS: no rounding mode, denormals count as zero."""
+        if e.cpu.bf16_dot:
+            return e.call("llvm.x86.avx512bf16.dpbf16ps.512", total, weights[0], inputs[0])
+        for half in (1, 0):
+            total = e.multiply_add(inputs[half], weights[half], total)
+        return total
+
+
+class Int8Quads:
+    """Four unsigned weights and four signed inputs a word, summed in int32 (VPDPBUSD)."""
+
+    word = I32
+
+    def parts(self, e: Emitter, words: Any, *, signed: bool = True) -> Parts:
+        """The words where the instruction exists, else each byte widened to int32."""
+        if e.cpu.int8_dot:
+            return (words,)
+        shift_right = e.builder.ashr if signed else e.builder.lshr
+        return tuple(shift_right(e.builder.shl(words, e.integer(24 - 8 * byte)), e.integer(24)) for byte in range(4))
+
+    def add(self, e: Emitter, total: Any, weights: Parts, inputs: Parts) -> Any:
+        """Exact: 4 * 255 * 128 is far from what an int32 holds, and a group has 32 products."""
+        if e.cpu.int8_dot:
+            return e.call("llvm.x86.avx512.vpdpbusd.512", total, weights[0], inputs[0])
+        for weight, number in zip(weights, inputs, strict=True):
+            total = e.builder.add(total, e.builder.mul(weight, number))
+        return total
+
+
+FLOAT32, BF16_PAIRS, INT8_QUADS = Float32(), Bf16Pairs(), Int8Quads()

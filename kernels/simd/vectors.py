@@ -1,0 +1,94 @@
+"""Values in vector registers, written as LLVM IR that Numba inlines.
+
+Numba vectorises plain loops by itself, but not across a register tile, where a sum must stay in a register while
+others are added to. The functions of this folder make an `@intrinsic` each: called from `@njit` code with addresses
+(int64), it becomes a loop with a fixed number of vectors, all of them in registers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from pg2ref.kernels.simd.cpu import Cpu
+
+F32, I64, I32, I16, I8 = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+Emit = Callable[..., Any]
+
+
+class Emitter:
+    """Writes vector code with an LLVM builder. LLVM splits vectors of more lanes than the processor has."""
+
+    def __init__(self, builder: Any, cpu: Cpu, lanes: int | None = None) -> None:
+        self.builder, self.cpu = builder, cpu
+        self.lanes = lanes or cpu.lanes
+        self.vector = ir.VectorType(F32, self.lanes)
+        self.integers = ir.VectorType(I32, self.lanes)
+
+    def address(self, base: Any, *offsets: Any) -> Any:
+        """An integer address, moved by byte offsets."""
+        for offset in offsets:
+            base = self.builder.add(base, offset if isinstance(offset, ir.Value) else I64(offset))
+        return base
+
+    def rows(self, base: Any, stride: Any, count: int) -> list[Any]:
+        """Addresses of `count` rows."""
+        return [self.address(base, self.builder.mul(stride, I64(r))) for r in range(count)]
+
+    def load(self, address: Any, kind: Any) -> Any:
+        """A value of any type at an address of any alignment."""
+        value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
+        value.align = 1
+        return value
+
+    def store(self, value: Any, address: Any) -> None:
+        """Write a value at an address of any alignment."""
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer())).align = 1
+
+    def number(self, value: float) -> Any:
+        """A float32 vector of one constant."""
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def integer(self, value: int) -> Any:
+        """An int32 vector of one constant."""
+        return ir.Constant(self.integers, [value] * self.lanes)
+
+    def splat(self, number: Any) -> Any:
+        """A vector that holds one number in every lane."""
+        undefined = ir.Constant(ir.VectorType(number.type, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(undefined, number, I32(0))
+        return self.builder.shuffle_vector(first, undefined, self.integer(0))
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """An LLVM intrinsic whose result has the type of its first argument."""
+        kind = ir.FunctionType(arguments[0].type, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+
+    def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
+        """A * b + total: one rounding where the processor fuses it, two where it does not."""
+        return self.call(f"llvm.{'fma' if self.cpu.fused else 'fmuladd'}.v{self.lanes}f32", a, b, total)
+
+    def widen(self, bits: Any) -> Any:
+        """bf16 bits (a vector of int16) as float32: the upper half of the word."""
+        words = self.builder.zext(bits, self.integers)
+        return self.builder.bitcast(self.builder.shl(words, self.integer(16)), self.vector)
+
+    def even_and_odd(self, words: Any) -> tuple[Any, Any]:
+        """Two bf16 numbers a word, as two float32 vectors: of the lower halves and of the upper ones."""
+        even = self.builder.bitcast(self.builder.shl(words, self.integer(16)), self.vector)
+        return even, self.builder.bitcast(self.builder.and_(words, self.integer(-65536)), self.vector)
+
+    def total(self, vector: Any) -> Any:
+        """The sum of the lanes, folded in halves: always in the same order."""
+        lanes, undefined = self.lanes, ir.Constant(self.vector, ir.Undefined)
+        while lanes > 1:
+            lanes //= 2
+            order = [lane + lanes if lane < lanes else lane for lane in range(self.lanes)]
+            other = self.builder.shuffle_vector(vector, undefined, ir.Constant(self.integers, order))
+            vector = self.builder.fadd(vector, other)
+        return self.builder.extract_element(vector, I32(0))
+
+    def variables(self, count: int, kind: Any = None) -> list[Any]:
+        """Variables that hold a vector; LLVM keeps them in registers."""
+        return [cgutils.alloca_once(self.builder, kind or self.vector) for _ in range(count)]
