@@ -1,9 +1,12 @@
 """How kernels are compiled and kept: one decorator, one set of fast-math flags, one disk cache that notices changes.
 
-Numba's cache looks at a kernel's own file alone; here a kernel also depends on simd.py and its neighbours, so the
+Numba's cache looks at a kernel's own file alone; here a kernel also depends on simd/ and its neighbours, so the
 stamp that the cache compares is that of all files of this folder.
+
+A process says once, through the logger `pg2ref.kernels`, that it compiles: silence for seconds looks like a fault.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +16,28 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numba
+from numba.core import event
 
 FASTMATH = {"contract", "arcp", "nsz", "reassoc"}  # never nnan or ninf: a NaN must come out as one
 SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+class Announcement(event.Listener):
+    """Hears of every compilation and reports the first; Numba sends nothing when a kernel comes from the disk."""
+
+    made = False
+
+    def on_start(self, event: Any) -> None:
+        """Warn once: a warning is shown without any set-up."""
+        if not Announcement.made:
+            Announcement.made = True
+            logging.getLogger("pg2ref.kernels").warning("compiling kernels for this processor, once, some seconds each")
+
+    def on_end(self, event: Any) -> None:
+        """Nothing more."""
+
+
+event.register("numba:compile", Announcement())
 
 
 def source_stamp() -> tuple[float, int]:
@@ -26,14 +48,15 @@ def source_stamp() -> tuple[float, int]:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile on first use, in parallel over `prange`, without the interpreter's lock, and keep it on disk."""
-    compiled = numba.njit(parallel=True, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
-    compiled._cache._cache_file._source_stamp = source_stamp()
-    return compiled
+    return _kept(numba.njit(parallel=True, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function))
 
 
 def serial(function: Callable[..., Any]) -> Any:
     """The same on one thread, for work too small to share: no thread is woken."""
-    compiled = numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function)
+    return _kept(numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function))
+
+
+def _kept(compiled: Any) -> Any:
     compiled._cache._cache_file._source_stamp = source_stamp()
     return compiled
 

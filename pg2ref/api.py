@@ -22,13 +22,12 @@ from pg2ref.generation.sampling import make_sampler
 from pg2ref.inputs.image import ImageSource, pixel_values, read_image
 from pg2ref.inputs.prompt import prompt_ids
 from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
-from pg2ref.model.backend import operations
+from pg2ref.model.backend import has_bf16_dot, operations
 from pg2ref.model.paligemma import PaliGemma, encode_images, prefill
 from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token
 from pg2ref.policy import PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
 from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
 
-PRECISIONS: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
 MOST_NEW_TOKENS = 8192
 Computed = TypeVar("Computed")
 MOST_BEAMS = 64
@@ -37,8 +36,8 @@ MOST_BEAMS = 64
 def load(
     name: str | Path | None = None,
     *,
-    precision: str = "f32",
-    backend: str = "numpy",
+    precision: str | None = None,
+    backend: str | None = None,
     preset: str = "transformers",
     resize: str | None = None,
     window: str | None = None,
@@ -47,8 +46,10 @@ def load(
 
     Args:
         name: a folder with config.json, or `org/name[@revision]`.
-        precision: `f32` activations and sums, or `f64` for the truth that judges it.
-        backend: `numpy`, the reference, or `numba`, the kernels, which are compiled on first use.
+        precision: `f32` activations and sums; `bf16`, the same but rounded before each linear layer; `f64`, the truth
+            that judges both. By default `bf16` where the kernels run, the processor multiplies bf16 in one
+            instruction and the weights are bf16, else `f32`.
+        backend: `numba`, the kernels, compiled on first use, or `numpy`, the reference: the default for `f64`.
         preset: whose choice to follow where libraries differ: transformers, big_vision, keras, gemma_cpp.
         resize: one choice apart from the preset's; see inputs/image.py.
         window: likewise; see model/masks.py.
@@ -61,20 +62,23 @@ def load(
     started = time.perf_counter()
     if name is None:
         raise UsageError("no model given: name a checkpoint folder, or one in the Hugging Face cache")
-    _check_choice("precision", precision, PRECISIONS)
-    if precision == "f64" and backend == "numba":
-        raise UsageError("the kernels compute in float32: give backend numpy with precision f64")
+    if backend is None:
+        backend = "numpy" if precision == "f64" else "numba"
+    operations(backend, precision or "f32")  # refuses names before anything is read
     _check_choice("preset", preset, PRESETS)
     policy = PRESETS[preset]
     policy = Policy(resize=resize or policy.resize, window=window or policy.window)
     _check_choice("resize", policy.resize, RESIZE_POLICIES)
     _check_choice("window", policy.window, WINDOW_POLICIES)
-    ops = operations(backend)
     folder = locate(name)
     checkpoint = load_checkpoint(folder)
     tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
     check_vocabulary(checkpoint, tokenizer.vocab_size)
-    numbers = PaliGemma(checkpoint.params, checkpoint.config, PRECISIONS[precision], ops, policy.window)
+    if precision is None:
+        fast_bf16 = backend == "numba" and checkpoint.weight_type == "bf16" and has_bf16_dot()
+        precision = "bf16" if fast_bf16 else "f32"
+    dtype = np.dtype(np.float64 if precision == "f64" else np.float32)
+    numbers = PaliGemma(checkpoint.params, checkpoint.config, dtype, operations(backend, precision), policy.window)
     described = {
         "id": str(name),
         "revision": folder.name if folder.parent.name == "snapshots" else None,

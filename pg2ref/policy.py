@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 BACKENDS = ("numpy", "numba")
+PRECISIONS = ("f32", "bf16", "f64")  # what is meant by them: model/backend.py
 RESIZE_POLICIES = ("bicubic", "bilinear-aa", "bilinear", "nearest")
 WINDOW_POLICIES = ("transformers", "big_vision", "keras", "gemma_cpp", "transformers_4")
 

@@ -1,4 +1,4 @@
-"""One stored row of bf16 weights times a few inputs, for decoding: the row is read once, in order, at the memory's pace.
+"""One stored row of bf16 weights times a few inputs, for decoding: a row is read once, in order.
 
 Vectors have LANES lanes on every processor, so the order of the sums, and with it every number, is the same on each.
 """

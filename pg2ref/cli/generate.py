@@ -45,8 +45,8 @@ def command(
     name: str | None,
     prompt: str,
     no_cache: bool,
-    precision: str,
-    backend: str,
+    precision: str | None,
+    backend: str | None,
     preset: str,
     resize: str | None,
     window: str | None,
@@ -91,7 +91,12 @@ def command(
 def describe(model: "Model") -> None:
     """What was found, for --verbose."""
     checkpoint = model.checkpoint
-    click.echo(f"{checkpoint.folder}: {checkpoint.total_bytes / 1e9:.2f} GB {checkpoint.weight_type}", err=True)
+    size, computed = checkpoint.total_bytes / 1e9, model.described
+    click.echo(
+        f"{checkpoint.folder}: {size:.2f} GB {checkpoint.weight_type}, computed in {computed['dtype']} by "
+        f"{computed['backend']}",
+        err=True,
+    )
 
 
 def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_tokens: int, logprobs: int) -> None:

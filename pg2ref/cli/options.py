@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pg2ref.errors import UsageError
-from pg2ref.policy import BACKENDS, PRESETS, RESIZE_POLICIES, WINDOW_POLICIES
+from pg2ref.policy import BACKENDS, PRECISIONS, PRESETS, RESIZE_POLICIES, WINDOW_POLICIES
 
 if TYPE_CHECKING:
     from pg2ref.api import Model
@@ -43,17 +43,15 @@ def computation_options(command: Command) -> Command:
     options = [
         click.option(
             "--precision",
-            type=click.Choice(["f32", "f64"]),
-            default="f32",
-            show_default=True,
-            help="Of activations and sums; f64 is slow, and there to check f32 with.",
+            type=click.Choice(PRECISIONS),
+            help="Of the inputs of linear layers. Default: bf16 where the processor multiplies bf16 and the weights "
+            "are bf16, else f32. f64 is slow, and there to check the others with.",
         ),
         click.option(
             "--backend",
             type=click.Choice(BACKENDS),
-            default="numpy",
-            show_default=True,
-            help="numpy is the reference; numba the kernels, many times faster, compiled once on first use.",
+            help="numba: the kernels, compiled once on first use; numpy: the reference, many times slower. "
+            "Default: numba, but numpy for f64.",
         ),
         click.option(
             "--threads",

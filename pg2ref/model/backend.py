@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pg2ref.arrays import Array
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
-from pg2ref.policy import BACKENDS
+from pg2ref.policy import BACKENDS, PRECISIONS
 
 
 class Ops(NamedTuple):
@@ -39,12 +39,12 @@ REFERENCE = Ops(
 
 
 @cache
-def fast() -> Ops:
-    """The kernels of pg2ref.kernels, in float32; Numba is imported here and nowhere else."""
+def fast(precision: str = "f32") -> Ops:
+    """The kernels of pg2ref.kernels; Numba is imported here and nowhere else."""
     from pg2ref.kernels import attention, elementwise, linear
 
     return Ops(
-        linear=linear.linear,
+        linear=linear.linear_bf16 if precision == "bf16" else linear.linear,
         rms_norm=elementwise.rms_norm,
         layer_norm=elementwise.layer_norm,
         gelu=elementwise.gelu,
@@ -55,8 +55,28 @@ def fast() -> Ops:
     )
 
 
-def operations(backend: str) -> Ops:
-    """The table by its name on the command line."""
+def operations(backend: str, precision: str = "f32") -> Ops:
+    """The table by its names on the command line.
+
+    Precisions: `f32`, float32 numbers and sums; `bf16`, the same with the inputs of each linear layer rounded to
+    bf16, as a bf16 run of Transformers does; `f64`, the truth, on the reference alone.
+
+    Raises:
+        UsageError: there is no such table.
+    """
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    return REFERENCE if backend == "numpy" else fast()
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if backend == "numba" and precision == "f64":
+        raise UsageError("the kernels compute in float32: give backend numpy with precision f64")
+    if backend == "numba":
+        return fast(precision)
+    return REFERENCE._replace(linear=ops.linear_bf16) if precision == "bf16" else REFERENCE
+
+
+def has_bf16_dot() -> bool:
+    """Whether this processor multiplies pairs of bf16 in one instruction, so that bf16 is faster than float32."""
+    from pg2ref.kernels.simd.cpu import cpu
+
+    return cpu().bf16_dot

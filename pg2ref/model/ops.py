@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pg2ref.arrays import Array, widen
+from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
 from pg2ref.model.masks import KeyRanges
 
 BLOCK_WEIGHTS = 1 << 20  # widened at a time: 4 MB of float32 stay in the cache between widening and product
@@ -42,6 +42,13 @@ def linear(x_TD: Array, weight_OD: Array, bias_O: Array | None = None) -> Array:
     if bias_O is not None:
         out_TO += widen(bias_O, x_TD.dtype)
     return out_TO
+
+
+def linear_bf16(x_TD: Array, weight_OD: Array, bias_O: Array | None = None) -> Array:
+    """The same with the rows rounded to bf16 first, and the weights too where they are stored with more."""
+    if weight_OD.dtype in (np.float16, np.float32, np.float64):
+        weight_OD = f32_to_bf16(weight_OD)
+    return linear(bf16_to_f32(f32_to_bf16(x_TD)).astype(x_TD.dtype), weight_OD, bias_O)
 
 
 def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
