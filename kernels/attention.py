@@ -1,105 +1,172 @@
 """Attention of a block of queries at a time, fused: scores, soft cap, softmax and values never leave the cache.
 
 A query reads one contiguous range of keys (model/masks.py), so a mask is two integers a row and costs nothing; keys
-that no row of a block reads are not touched. The products run on the register tile of simd.py.
+that no row of a block reads are not touched. The products run on the register tile of simd/tile.py: keys and values
+are packed into its panels once, then every block of queries uses them.
+
+With `pairs` the inputs of both products are bf16, two a word, else float32.
 """
 
 import numpy as np
 from numba import prange
 
-from pg2ref.kernels.compiling import inlined, kernel
-from pg2ref.kernels.exponential import exp_float32, tanh_float64
-from pg2ref.kernels.linear import LANES, PANEL, Array, multiply, transpose_words
+from pg2ref.kernels.compiling import inlined, kernel, num_threads
+from pg2ref.kernels.exponential import exp_float32, tanh_float32
+from pg2ref.kernels.linear import LANES, PANEL, TILE_ROWS, Array, bf16_bits, multiply, rounded, transpose_words, widened
+from pg2ref.kernels.simd.machine import as_float32, flush_denormals, take
 
-QUERIES = 60  # in a block: ten tiles of six rows
+QUERIES = 8 * TILE_ROWS  # in a block
 
 
 @inlined
-def pack_keys(key_SKH, head, first, count, panel_HP):  # type: ignore[no-untyped-def]
-    """Transpose `count` keys of one head into a panel; columns behind them keep whatever finite numbers they held."""
-    K, H = key_SKH.shape[1], key_SKH.shape[2]
+def pack_keys(words_SKW, panel_WP, head, start):  # type: ignore[no-untyped-def]
+    """Transpose a panel's keys of one head; columns behind the last key stay zero."""
+    S, K, W = words_SKW.shape
+    count, stride = min(PANEL, S - start), np.int64(K * W * 4)
+    keys, squares = words_SKW.ctypes.data + (start * K + head) * W * 4, W // LANES * LANES
     whole = count // LANES * LANES
     for s in range(0, whole, LANES):
-        for h in range(0, H, LANES):
-            square = key_SKH.ctypes.data + (((first + s) * K + head) * H + h) * 4
-            transpose_words(square, K * H * 4, panel_HP.ctypes.data + (h * PANEL + s) * 4, PANEL * 4)
-    for s in range(whole, count):
-        for h in range(H):
-            panel_HP[h, s] = key_SKH[first + s, head, h]
+        for w in range(0, squares, LANES):
+            transpose_words(keys + s * stride + w * 4, stride, panel_WP.ctypes.data + (w * PANEL + s) * 4, PANEL * 4)
+    for s in range(count):
+        for w in range(squares if s < whole else 0, W):
+            panel_WP[w, s] = words_SKW[start + s, head, w]
 
 
 @inlined
-def softmax_range(scores_S, first, last, keys, scale, cap):  # type: ignore[no-untyped-def]
-    """Scores to weights in place: scale, cap, softmax over first..last, zero elsewhere. `cap` 0 means none."""
-    if cap > 0:
-        for s in range(first, last + 1):
-            scores_S[s] = cap * tanh_float64(scores_S[s] * scale / cap)
-    else:
-        for s in range(first, last + 1):
-            scores_S[s] = scores_S[s] * scale
-    largest = scores_S[first]
-    for s in range(first, last + 1):
-        largest = max(largest, scores_S[s])
-    total = 0.0
-    for s in range(first, last + 1):
-        scores_S[s] = exp_float32(scores_S[s] - largest)
-        total += scores_S[s]
-    inverse = np.float32(1.0 / total)
-    for s in range(first, last + 1):
-        scores_S[s] *= inverse
-    scores_S[:first] = 0
-    scores_S[last + 1 : keys] = 0
+def pack_value_pairs(value_SKH, panel_WP, head, start):  # type: ignore[no-untyped-def]
+    """Interleave two tokens' values a word; an odd last one stands beside zero."""
+    S, _, H = value_SKH.shape
+    columns = min(PANEL, H - start)
+    for s in range(0, S - 1, 2):
+        first, second = value_SKH[s, head, start : start + columns], value_SKH[s + 1, head, start : start + columns]
+        words = panel_WP[s // 2]
+        for h in range(columns):
+            words[h] = np.uint32(first[h]) | np.uint32(second[h]) << np.uint32(16)
+    if S % 2:
+        for h in range(columns):
+            panel_WP[S // 2, h] = np.uint32(value_SKH[S - 1, head, start + h])
 
 
 @kernel
-def attend_blocks(query_TNH, key_SKH, value_SKH, first_T, last_T, scale, cap, out_TNH):  # type: ignore[no-untyped-def]
-    """One (head, block of queries) after the other on each thread; H is a multiple of the vector's lanes."""
-    T, N, H = query_TNH.shape
-    K = key_SKH.shape[1]
-    blocks = (T + QUERIES - 1) // QUERIES
-    for work in prange(N * blocks):
-        n, start = work // blocks, (work % blocks) * QUERIES
-        rows = min(QUERIES, T - start)
-        first, last = first_T[start], last_T[start]
-        for t in range(start, start + rows):
-            first, last = min(first, first_T[t]), max(last, last_T[t])
-        keys = last - first + 1
-        width = (keys + PANEL - 1) // PANEL * PANEL
-        weights_TS = np.empty((rows, width), np.float32)
-        panel = np.zeros((H, PANEL), np.float32)
-        key_head = n // (N // K)
-        stride = np.int64(K * H * 4)
-        query = query_TNH.ctypes.data + (start * N + n) * H * 4
-        for s in range(0, keys, PANEL):
-            pack_keys(key_SKH, key_head, first + s, min(PANEL, keys - s), panel)
-            place = weights_TS.ctypes.data + s * 4
-            multiply(query, N * H * 4, rows, panel.ctypes.data, PANEL * 4, H, place, width * 4, np.int64(1))
-        for t in range(rows):
-            softmax_range(weights_TS[t], first_T[start + t] - first, last_T[start + t] - first, keys, scale, cap)
-        out = out_TNH.ctypes.data + (start * N + n) * H * 4
-        values = value_SKH.ctypes.data + (first * K + key_head) * H * 4
-        weights = weights_TS.ctypes.data
-        whole = H // PANEL * PANEL
-        for h in range(0, whole, PANEL):
-            multiply(weights, width * 4, rows, values + h * 4, stride, keys, out + h * 4, N * H * 4, np.int64(1))
-        if whole < H:
-            edge_SP = np.zeros((keys, PANEL), np.float32)
-            edge_TP = np.empty((rows, PANEL), np.float32)
-            edge_SP[:, : H - whole] = value_SKH[first : last + 1, key_head, whole:]
-            multiply(
-                weights,
-                width * 4,
-                rows,
-                edge_SP.ctypes.data,
-                PANEL * 4,
-                keys,
-                edge_TP.ctypes.data,
-                PANEL * 4,
-                np.int64(1),
-            )
-            out_TNH[start : start + rows, n, whole:] = edge_TP[:, : H - whole]
-            edge_SP[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
-        weights_TS[0, 0] = 0
+def pack_heads(key_words_SKW, value_SKH, keys_KPWP, values_KPWP, pairs):  # type: ignore[no-untyped-def]
+    """All panels of keys, and of values (bf16 bits, or words of float32)."""
+    K, key_panels, value_panels = keys_KPWP.shape[0], keys_KPWP.shape[1], values_KPWP.shape[1]
+    H = value_SKH.shape[2]
+    for work in prange(K * (key_panels + value_panels)):
+        k, panel = work % K, work // K
+        if panel < key_panels:
+            pack_keys(key_words_SKW, keys_KPWP[k, panel], k, panel * PANEL)
+        elif pairs:
+            pack_value_pairs(value_SKH, values_KPWP[k, panel - key_panels], k, (panel - key_panels) * PANEL)
+        else:
+            start = (panel - key_panels) * PANEL
+            stop = min(H, start + PANEL)
+            for s in range(value_SKH.shape[0]):
+                values_KPWP[k, panel - key_panels, s, : stop - start] = value_SKH[s, k, start:stop]
+
+
+@inlined
+def softmax_range(scores_S, first, last, scale, cap):  # type: ignore[no-untyped-def]
+    """Scores to weights in place: scale, cap, softmax over first..last, zero elsewhere. `cap` 0 means none."""
+    scores = scores_S[first : last + 1]
+    if cap > 0:
+        squeeze = scale / cap
+        for s in range(scores.size):
+            scores[s] = cap * tanh_float32(scores[s] * squeeze)
+    else:
+        for s in range(scores.size):
+            scores[s] = scores[s] * scale
+    largest = scores[0]
+    for s in range(scores.size):
+        largest = max(largest, scores[s])
+    total = 0.0
+    for s in range(scores.size):
+        scores[s] = exp_float32(scores[s] - largest)
+        total += scores[s]
+    inverse = np.float32(1.0 / total)
+    for s in range(scores.size):
+        scores[s] *= inverse
+    scores_S[:first] = 0
+    scores_S[last + 1 :] = 0
+
+
+@kernel
+def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap, out_TNH, pairs, threads):  # type: ignore[no-untyped-def]
+    """One (head, block of queries) after the other on each thread."""
+    T, N, W = query_TNW.shape
+    H, group, blocks = out_TNH.shape[2], N // keys_KPWP.shape[0], (T + QUERIES - 1) // QUERIES
+    width, value_words, counter = keys_KPWP.shape[1] * PANEL, values_KPWP.shape[2], np.zeros(1, np.int64)
+    for _thread in prange(threads):
+        flush_denormals(np.int64(pairs))
+        weights_TS = np.zeros((QUERIES, width), np.float32)
+        halves_TS = np.zeros((QUERIES, width), np.uint16)
+        edge_TP = np.zeros((QUERIES, PANEL), np.float32)
+        work = take(counter.ctypes.data)
+        while work < N * blocks:
+            n, start = work // blocks, (work % blocks) * QUERIES
+            rows = min(QUERIES, T - start)
+            first, last = first_T[start : start + rows].min(), last_T[start : start + rows].max()
+            first -= first % PANEL  # whole panels
+            query = query_TNW.ctypes.data + (start * N + n) * W * 4
+            for s in range(first, last + 1, PANEL):
+                panel, place = keys_KPWP[n // group, s // PANEL], weights_TS.ctypes.data + (s - first) * 4
+                multiply(query, N * W * 4, rows, panel.ctypes.data, PANEL * 4, W, place, width * 4, np.int64(1), pairs)
+            keys = last + 1 - first
+            for t in range(rows):
+                weights_S = weights_TS[t, : keys + keys % 2]
+                softmax_range(weights_S, first_T[start + t] - first, last_T[start + t] - first, scale, cap)
+                if pairs:
+                    halves_S = halves_TS[t]
+                    for s in range(weights_S.size):
+                        halves_S[s] = bf16_bits(weights_S[s])
+            weights, stride = weights_TS.ctypes.data, np.int64(width * 4)
+            first_word, words = first, keys
+            if pairs:
+                weights, stride = halves_TS.ctypes.data, np.int64(width * 2)
+                first_word, words = first // 2, (keys + 1) // 2
+            for h in range(0, H, PANEL):
+                values = values_KPWP.ctypes.data + (
+                    ((n // group) * values_KPWP.shape[1] + h // PANEL) * value_words + first_word
+                ) * (PANEL * 4)
+                edge = edge_TP.ctypes.data
+                multiply(weights, stride, rows, values, PANEL * 4, words, edge, PANEL * 4, np.int64(1), pairs)
+                columns = min(PANEL, H - h)
+                out_TNH[start : start + rows, n, h : h + columns] = edge_TP[:rows, :columns]
+            work = take(counter.ctypes.data)
+        flush_denormals(np.int64(0))
+        # an array is freed after its last use, and an address is none: here they still live
+        weights_TS[0, 0], halves_TS[0, 0], edge_TP[0, 0] = 0, 0, 0
+    counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0] + values_KPWP[0, 0, 0, 0]
+
+
+@kernel
+def attend_one(query_NH, key_SKH, value_SKH, first, last, scale, cap, out_NH, pairs):  # type: ignore[no-untyped-def]
+    """A single query: every key and value is read once, where it lies in the cache, one key head a thread."""
+    N, K, H = query_NH.shape[0], key_SKH.shape[1], query_NH.shape[1]
+    G = N // K
+    for k in prange(K):
+        weights_GS = np.empty((G, last + 1 - first), np.float32)
+        for s in range(last + 1 - first):
+            key_H = key_SKH[first + s, k]
+            for g in range(G):
+                query_H = query_NH[k * G + g]
+                total = np.float32(0)
+                for h in range(H):
+                    total += query_H[h] * as_float32(key_H[h])
+                weights_GS[g, s] = total
+        for g in range(G):
+            softmax_range(weights_GS[g], 0, last - first, scale, cap)
+            if pairs:
+                for s in range(last + 1 - first):
+                    weights_GS[g, s] = as_float32(bf16_bits(weights_GS[g, s]))
+            out_NH[k * G + g] = 0
+        for s in range(last + 1 - first):
+            value_H = value_SKH[first + s, k]
+            for g in range(G):
+                out_H, weight = out_NH[k * G + g], weights_GS[g, s]
+                for h in range(H):
+                    out_H[h] += weight * as_float32(value_H[h])
 
 
 def attend(
@@ -113,13 +180,66 @@ def attend(
     logit_cap: float | None,
 ) -> Array:
     """Attention with key ranges, grouped heads and soft cap; see model/ops.py, attend."""
-    query_TNH, key_SKH, value_SKH = (np.ascontiguousarray(array) for array in (query_TNH, key_SKH, value_SKH))
-    H = query_TNH.shape[2]
-    if extra := -H % LANES:
+    ranges = (first_key_T, last_key_T)
+    return attend_words(query_TNH, widened_rows(key_SKH), widened_rows(value_SKH), ranges, scale, logit_cap)
+
+
+def attend_bf16(
+    query_TNH: Array,
+    key_SKH: Array,
+    value_SKH: Array,
+    first_key_T: Array,
+    last_key_T: Array,
+    *,
+    scale: float,
+    logit_cap: float | None,
+) -> Array:
+    """The same with queries, keys, values and weights rounded to bf16; keys and values may be stored so."""
+    key_SKH, value_SKH = (
+        array if array.dtype == np.uint16 else rounded(array.reshape(-1, array.shape[2])).reshape(array.shape)
+        for array in (key_SKH, value_SKH)
+    )
+    ranges = (first_key_T, last_key_T)
+    return attend_words(query_TNH, key_SKH, value_SKH, ranges, scale, logit_cap, pairs=True)
+
+
+def attend_words(
+    query_TNH: Array,
+    key_SKH: Array,
+    value_SKH: Array,
+    ranges: tuple[Array, Array],
+    scale: float,
+    logit_cap: float | None,
+    *,
+    pairs: bool = False,
+) -> Array:
+    """Choose the kernel, and lay the arrays out as it reads them."""
+    query_TNH = np.ascontiguousarray(query_TNH, np.float32)
+    (T, N, H), (S, K, _) = query_TNH.shape, key_SKH.shape
+    cap = np.float32(0.0 if logit_cap is None else logit_cap)
+    if pairs and (T == 1 or H % 2):
+        query_TNH = widened(rounded(query_TNH.reshape(-1, H))).reshape(query_TNH.shape)
+    if T == 1:
+        out_TNH = np.empty(query_TNH.shape, np.float32)
+        first, last = int(ranges[0][0]), int(ranges[1][0])
+        attend_one(query_TNH[0], key_SKH, value_SKH, first, last, np.float32(scale), cap, out_TNH[0], pairs)
+        return out_TNH
+    if pairs and H % 2:  # two numbers a word
         query_TNH, key_SKH, value_SKH = (
-            np.pad(a, ((0, 0), (0, 0), (0, extra))) for a in (query_TNH, key_SKH, value_SKH)
+            np.pad(array, ((0, 0), (0, 0), (0, 1))) for array in (query_TNH, key_SKH, value_SKH)
         )
-    out_TNH = np.empty_like(query_TNH)
-    cap = 0.0 if logit_cap is None else float(logit_cap)
-    attend_blocks(query_TNH, key_SKH, value_SKH, first_key_T, last_key_T, float(scale), cap, out_TNH)
+    out_TNH = np.empty(query_TNH.shape, np.float32)
+    query_words = (rounded(query_TNH.reshape(T * N, -1)) if pairs else query_TNH).view(np.uint32).reshape(T, N, -1)
+    key_words = np.ascontiguousarray(key_SKH).view(np.uint32)
+    W, per_word = query_words.shape[2], 2 if pairs else 1
+    keys_KPWP = np.zeros((K, -(-S // PANEL), W, PANEL), np.uint32)
+    values_KPWP = np.zeros((K, -(-query_TNH.shape[2] // PANEL), -(-S // per_word), PANEL), np.uint32)
+    value_words = np.ascontiguousarray(value_SKH)
+    pack_heads(key_words, value_words if pairs else value_words.view(np.uint32), keys_KPWP, values_KPWP, pairs)
+    attend_blocks(query_words, keys_KPWP, values_KPWP, *ranges, np.float32(scale), cap, out_TNH, pairs, num_threads())
     return out_TNH[..., :H]
+
+
+def widened_rows(stored: Array) -> Array:
+    """Keys or values as float32."""
+    return widened(stored) if stored.dtype == np.uint16 else np.ascontiguousarray(stored, np.float32)

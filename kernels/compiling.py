@@ -19,6 +19,7 @@ import numba
 from numba.core import event
 
 FASTMATH = {"contract", "arcp", "nsz", "reassoc"}  # never nnan or ninf: a NaN must come out as one
+SMALL = 40_000
 SOURCES = sorted(Path(__file__).parent.rglob("*.py"))
 
 
@@ -51,11 +52,6 @@ def kernel(function: Callable[..., Any]) -> Any:
     return _kept(numba.njit(parallel=True, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function))
 
 
-def serial(function: Callable[..., Any]) -> Any:
-    """The same on one thread, for work too small to share: no thread is woken."""
-    return _kept(numba.njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy")(function))
-
-
 def _kept(compiled: Any) -> Any:
     compiled._cache._cache_file._source_stamp = source_stamp()
     return compiled
@@ -64,6 +60,22 @@ def _kept(compiled: Any) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """A function that kernels call and that becomes part of them."""
     return numba.njit(fastmath=FASTMATH, error_model="numpy")(function)
+
+
+def run(compiled: Any, size: int, *arguments: Any) -> None:
+    """Call a kernel with all threads, or with one where it has fewer than SMALL numbers to do.
+
+    Waking the others takes longer than that (2 us alone, 30 to 40 us together).
+    """
+    threads = numba.get_num_threads()
+    if size >= SMALL or threads == 1:
+        compiled(*arguments)
+        return
+    numba.set_num_threads(1)
+    try:
+        compiled(*arguments)
+    finally:
+        numba.set_num_threads(threads)
 
 
 def num_threads() -> int:

@@ -1,13 +1,17 @@
-"""Norms, rotation, GELU and soft caps: a pass over the rows each, sums and exponentials in float64, rounded once."""
+"""Norms, rotation, GELU and soft caps: a pass over the rows each; the sums of the norms are float64, rounded once.
+
+Loops run over slices from 0 on: an index that might be negative, for all Numba knows, is not vectorised.
+"""
 
 import numpy as np
 from numba import prange
 
-from pg2ref.kernels.compiling import inlined, kernel
-from pg2ref.kernels.exponential import tanh_float64
+from pg2ref.kernels.compiling import inlined, kernel, run
+from pg2ref.kernels.exponential import sigmoid_float32, tanh_float32
 from pg2ref.kernels.linear import Array, widened
 
-GELU_SCALE = 0.7978845608028654  # sqrt(2 / pi)
+GELU_LINEAR = np.float32(2 * 0.7978845608028654)  # 2 * sqrt(2 / pi)
+GELU_CUBIC = np.float32(2 * 0.7978845608028654 * 0.044715)
 CHUNK = 4096  # numbers that a thread takes at a time
 
 
@@ -27,7 +31,14 @@ def rms_norm_rows(x_TD, gain_D, eps, out_TD):  # type: ignore[no-untyped-def]
 def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
     """Divide each row by its root mean square and multiply by (1 + scale); see model/ops.py, rms_norm."""
     out_TD = np.empty(x_TD.shape, np.float32)
-    rms_norm_rows(np.ascontiguousarray(x_TD), 1 + widened(scale_D).astype(np.float64), float(eps), out_TD)
+    run(
+        rms_norm_rows,
+        x_TD.size,
+        np.ascontiguousarray(x_TD),
+        1 + widened(scale_D).astype(np.float64),
+        float(eps),
+        out_TD,
+    )
     return out_TD
 
 
@@ -51,28 +62,30 @@ def layer_norm_rows(x_TE, scale_E, bias_E, eps, out_TE):  # type: ignore[no-unty
 def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
     """Normalise each row to mean 0 and variance 1, then scale and shift; see model/ops.py, layer_norm."""
     out_TE = np.empty(x_TE.shape, np.float32)
-    layer_norm_rows(np.ascontiguousarray(x_TE), widened(scale_E), widened(bias_E), float(eps), out_TE)
+    run(layer_norm_rows, x_TE.size, np.ascontiguousarray(x_TE), widened(scale_E), widened(bias_E), float(eps), out_TE)
     return out_TE
 
 
 @inlined
-def gelu_float64(x):  # type: ignore[no-untyped-def]
-    """The tanh form of GELU of one number."""
-    return 0.5 * x * (1.0 + tanh_float64(GELU_SCALE * (x + 0.044715 * x * x * x)))
+def gelu_float32(x):  # type: ignore[no-untyped-def]
+    """The tanh form of GELU of one number: 0.5 x (1 + tanh(y)) is x times the logistic function of 2 y."""
+    return x * sigmoid_float32(x * (GELU_LINEAR + GELU_CUBIC * x * x))
 
 
 @kernel
 def gelu_chunks(x, out):  # type: ignore[no-untyped-def]
     """The tanh form of GELU."""
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size)):
-            out[i] = gelu_float64(np.float64(x[i]))
+        numbers = x[chunk * CHUNK : (chunk + 1) * CHUNK]
+        results = out[chunk * CHUNK : (chunk + 1) * CHUNK]
+        for i in range(numbers.size):
+            results[i] = gelu_float32(numbers[i])
 
 
 def gelu(x: Array) -> Array:
     """GELU in its tanh form, of any shape; see model/ops.py, gelu."""
     out = np.empty(x.shape, np.float32)
-    gelu_chunks(np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
+    run(gelu_chunks, x.size, np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
     return out
 
 
@@ -80,15 +93,18 @@ def gelu(x: Array) -> Array:
 def gated_gelu_chunks(gate, up, out):  # type: ignore[no-untyped-def]
     """gelu(gate) * up."""
     for chunk in prange((gate.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, gate.size)):
-            out[i] = gelu_float64(np.float64(gate[i])) * up[i]
+        gates = gate[chunk * CHUNK : (chunk + 1) * CHUNK]
+        ups = up[chunk * CHUNK : (chunk + 1) * CHUNK]
+        results = out[chunk * CHUNK : (chunk + 1) * CHUNK]
+        for i in range(gates.size):
+            results[i] = gelu_float32(gates[i]) * ups[i]
 
 
 def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
     """GeGLU; see model/ops.py, gated_gelu."""
     out_TF = np.empty(gate_TF.shape, np.float32)
     gate, up = np.ascontiguousarray(gate_TF).reshape(-1), np.ascontiguousarray(up_TF).reshape(-1)
-    gated_gelu_chunks(gate, up, out_TF.reshape(-1))
+    run(gated_gelu_chunks, gate.size, gate, up, out_TF.reshape(-1))
     return out_TF
 
 
@@ -96,8 +112,10 @@ def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
 def soft_cap_chunks(x, cap, out):  # type: ignore[no-untyped-def]
     """Cap * tanh(x / cap)."""
     for chunk in prange((x.size + CHUNK - 1) // CHUNK):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.size)):
-            out[i] = cap * tanh_float64(x[i] / cap)
+        numbers = x[chunk * CHUNK : (chunk + 1) * CHUNK]
+        results = out[chunk * CHUNK : (chunk + 1) * CHUNK]
+        for i in range(numbers.size):
+            results[i] = cap * tanh_float32(numbers[i] / cap)
 
 
 def soft_cap(logits: Array, cap: float | None) -> Array:
@@ -105,19 +123,19 @@ def soft_cap(logits: Array, cap: float | None) -> Array:
     if cap is None:
         return logits
     out = np.empty(logits.shape, np.float32)
-    soft_cap_chunks(np.ascontiguousarray(logits).reshape(-1), float(cap), out.reshape(-1))
+    soft_cap_chunks(np.ascontiguousarray(logits).reshape(-1), np.float32(cap), out.reshape(-1))
     return out
 
 
 @kernel
 def rotate_rows(x_TNH, cos_TR, sin_TR, out_TNH):  # type: ignore[no-untyped-def]
-    """The first half of a head with the second."""
+    """The first half of a head with the second, in float64: its products are exact, however they are compiled."""
     T, N, H = x_TNH.shape
     R = H // 2
     for t in prange(T):
         for n in range(N):
             for r in range(R):
-                first, second = x_TNH[t, n, r], x_TNH[t, n, r + R]
+                first, second = np.float64(x_TNH[t, n, r]), np.float64(x_TNH[t, n, r + R])
                 out_TNH[t, n, r] = first * cos_TR[t, r] - second * sin_TR[t, r]
                 out_TNH[t, n, r + R] = second * cos_TR[t, r] + first * sin_TR[t, r]
 
@@ -125,5 +143,5 @@ def rotate_rows(x_TNH, cos_TR, sin_TR, out_TNH):  # type: ignore[no-untyped-def]
 def rotate(x_TNH: Array, cos_TR: Array, sin_TR: Array) -> Array:
     """Turn every head of every row by its position's angles; see model/rope.py, rotate."""
     out_TNH = np.empty(x_TNH.shape, np.float32)
-    rotate_rows(np.ascontiguousarray(x_TNH), cos_TR, sin_TR, out_TNH)
+    run(rotate_rows, x_TNH.size, np.ascontiguousarray(x_TNH), cos_TR, sin_TR, out_TNH)
     return out_TNH

@@ -1,8 +1,8 @@
-"""exp and tanh as plain arithmetic, so that LLVM vectorises the loops they stand in; libm's calls it cannot.
+"""exp, tanh and the logistic function as plain float32 arithmetic, so that LLVM vectorises the loops they stand in.
 
-exp(x) = 2 ** n * exp(r) with n whole and |r| <= ln(2) / 2, where the Taylor series is short: the first term left out
-is 5e-9 of the result in float32 (eight terms) and 2e-14 in float64 (eleven). 2 ** n is written into the exponent's
-bits.
+All rest on exp(x) - 1 = 2 ** n * (exp(r) - 1) + (2 ** n - 1) with n whole and |r| <= ln(2) / 2, where the Taylor series
+of exp(r) - 1 is short: the first term left out is 5e-9 of the result. 2 ** n is written into the exponent's bits.
+Near 0 nothing cancels, so the results keep their relative accuracy there.
 """
 
 import numpy as np
@@ -12,8 +12,12 @@ from numba.extending import intrinsic
 
 from pg2ref.kernels.compiling import inlined
 
-LOG2_E = 1.4426950408889634
-LN2_HIGH, LN2_LOW = 0.693359375, -2.1219444005469057e-4  # their sum is ln 2; the first has few bits: n * it is exact
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)  # few bits, so n * it is exact; the two add up to ln 2
+LN2_LOW = np.float32(-2.1219444005469057e-4)
+LEAST, MOST = np.float32(-87.0), np.float32(89.0)  # below, 2 ** n would be denormal; at 89 it is infinite
+ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+SERIES = tuple(np.float32(1 / factorial) for factorial in (5040, 720, 120, 24, 6, 2, 1))
 
 
 @intrinsic
@@ -22,52 +26,39 @@ def bits_as_float32(typing, bits):  # type: ignore[no-untyped-def]
     return types.float32(types.int32), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.FloatType())
 
 
-@intrinsic
-def bits_as_float64(typing, bits):  # type: ignore[no-untyped-def]
-    """An int64's bits read as float64."""
-    return types.float64(types.int64), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.DoubleType())
+@inlined
+def split_exp(x):  # type: ignore[no-untyped-def]
+    """(exp(r) - 1, 2 ** n) of a number brought into LEAST to MOST."""
+    x = min(max(x, LEAST), MOST)
+    n = np.floor(x * LOG2_E + HALF)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    series = SERIES[0]
+    series = series * r + SERIES[1]
+    series = series * r + SERIES[2]
+    series = series * r + SERIES[3]
+    series = series * r + SERIES[4]
+    series = series * r + SERIES[5]
+    series = series * r + SERIES[6]
+    return series * r, bits_as_float32((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
 @inlined
 def exp_float32(x):  # type: ignore[no-untyped-def]
-    """Exp of a float32 up to 0; below -87, where the result would be denormal, that of -87 (1.6e-38)."""
-    x = max(x, np.float32(-87.0))
-    n = np.floor(x * np.float32(LOG2_E) + np.float32(0.5))
-    r = (x - n * np.float32(LN2_HIGH)) - n * np.float32(LN2_LOW)
-    series = np.float32(1 / 5040)
-    series = series * r + np.float32(1 / 720)
-    series = series * r + np.float32(1 / 120)
-    series = series * r + np.float32(1 / 24)
-    series = series * r + np.float32(1 / 6)
-    series = series * r + np.float32(1 / 2)
-    series = series * r + np.float32(1)
-    series = series * r + np.float32(1)
-    return series * bits_as_float32((np.int32(n) + np.int32(127)) << np.int32(23))
+    """Exp of a float32; infinite from 88.4 on; below -87, where the result would be denormal, that of -87 (1.6e-38)."""
+    less_one, power = split_exp(x)
+    return (less_one + ONE) * power
 
 
 @inlined
-def tanh_float64(x):  # type: ignore[no-untyped-def]
-    """Tanh by (1 - e) / (1 + e) with e = exp(-2 |x|), in float64; below 1e-3, where that cancels, by its series.
-
-    Either way within 1e-12 of the result.
-    """
-    size = min(abs(x), 20.0)
-    y = -2.0 * size
-    n = np.floor(y * LOG2_E + 0.5)
-    r = (y - n * LN2_HIGH) - n * LN2_LOW
-    series = 1 / 3628800
-    series = series * r + 1 / 362880
-    series = series * r + 1 / 40320
-    series = series * r + 1 / 5040
-    series = series * r + 1 / 720
-    series = series * r + 1 / 120
-    series = series * r + 1 / 24
-    series = series * r + 1 / 6
-    series = series * r + 0.5
-    series = series * r + 1.0
-    series = series * r + 1.0
-    e = series * bits_as_float64((np.int64(n) + np.int64(1023)) << np.int64(52))
-    result = (1.0 - e) / (1.0 + e)
-    if size < 1e-3:
-        result = size * (1.0 - size * size / 3.0)
+def tanh_float32(x):  # type: ignore[no-untyped-def]
+    """Tanh by -m / (2 + m) with m = exp(-2 |x|) - 1."""
+    less_one, power = split_exp(-TWO * abs(x))
+    m = less_one * power + (power - ONE)
+    result = -m / (TWO + m)
     return result if x >= 0 else -result
+
+
+@inlined
+def sigmoid_float32(x):  # type: ignore[no-untyped-def]
+    """The logistic function, 1 / (1 + exp(-x))."""
+    return ONE / (ONE + exp_float32(-x))

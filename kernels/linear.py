@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numba import prange
 
-from pg2ref.kernels.compiling import inlined, kernel, num_threads, serial
+from pg2ref.kernels.compiling import inlined, kernel, num_threads, run
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.dots import TURN, make_dots
 from pg2ref.kernels.simd.machine import flush_denormals, load_half, load_word, store_word, take
@@ -25,8 +25,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 LANES = cpu().lanes
 PANEL = VECTORS * LANES  # outputs in a panel
-BLOCK = 384  # words of inputs in a panel: its 48 KB (AVX-512) and the rows they meet lie in the second cache
-TILE_ROWS = 12 if cpu().registers == 32 else 6
+BLOCK = 576  # words of inputs in a panel: its 72 KB (AVX-512) and the rows they meet lie in the second cache
+TILE_ROWS = 8 if cpu().registers == 32 else 6
 FEW_ROWS = 16
 SHARE = 32  # stored rows that a thread takes at a time
 FLOATS, WIDENED, PAIRS = 0, 1, 2  # what a word of a panel is: a stored float32, a widened bf16, two bf16
@@ -39,31 +39,32 @@ transpose_bf16, transpose_words = make_transpose(cpu(), widened=True), make_tran
 
 
 @inlined
-def multiply(x, x_stride, num_rows, panel, panel_stride, steps, out, out_stride, fresh):  # type: ignore[no-untyped-def]
-    """One panel of outputs of all rows, in tiles of as many rows as the registers hold. Strides are in bytes."""
+def multiply(x, x_stride, num_rows, panel, panel_stride, steps, out, out_stride, fresh, pairs):  # type: ignore[no-untyped-def]
+    """One panel of outputs of all rows, in tiles of as many rows as the registers hold. Strides are in bytes.
+
+    `pairs`: words of two bf16.
+    """
     t = 0
     while t + TILE_ROWS <= num_rows:
-        tile_all(x + t * x_stride, x_stride, panel, panel_stride, steps, out + t * out_stride, out_stride, fresh)
+        rows, place = x + t * x_stride, out + t * out_stride
+        if pairs:
+            pairs_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            tile_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
         t += TILE_ROWS
     while t + 2 <= num_rows:
-        tile_two(x + t * x_stride, x_stride, panel, panel_stride, steps, out + t * out_stride, out_stride, fresh)
+        rows, place = x + t * x_stride, out + t * out_stride
+        if pairs:
+            pairs_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            tile_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
         t += 2
     if t < num_rows:
-        tile_one(x + t * x_stride, x_stride, panel, panel_stride, steps, out + t * out_stride, out_stride, fresh)
-
-
-@inlined
-def multiply_pairs(x, x_stride, num_rows, panel, panel_stride, steps, out, out_stride, fresh):  # type: ignore[no-untyped-def]
-    """The same for words of two bf16."""
-    t = 0
-    while t + TILE_ROWS <= num_rows:
-        pairs_all(x + t * x_stride, x_stride, panel, panel_stride, steps, out + t * out_stride, out_stride, fresh)
-        t += TILE_ROWS
-    while t + 2 <= num_rows:
-        pairs_two(x + t * x_stride, x_stride, panel, panel_stride, steps, out + t * out_stride, out_stride, fresh)
-        t += 2
-    if t < num_rows:
-        pairs_one(x + t * x_stride, x_stride, panel, panel_stride, steps, out + t * out_stride, out_stride, fresh)
+        rows, place = x + t * x_stride, out + t * out_stride
+        if pairs:
+            pairs_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            tile_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
 
 
 @inlined
@@ -78,12 +79,14 @@ def bf16_bits(value):  # type: ignore[no-untyped-def]
 
 @kernel
 def float_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
-    """X cut into blocks of BLOCK words a row, so that no two rows of a tile meet in one cache set."""
+    """Cut x into blocks of BLOCK words a row, so that no two rows of a tile meet in one cache set."""
     T, D = x_TD.shape
     for t in prange(T):
-        for start in range(0, D, BLOCK):
-            for k in range(start, min(D, start + BLOCK)):
-                blocks_BTW[start // BLOCK, t, k - start] = x_TD[t, k]
+        for block in range(blocks_BTW.shape[0]):
+            numbers = x_TD[t, block * BLOCK : min(D, (block + 1) * BLOCK)]
+            words = blocks_BTW[block, t]
+            for k in range(numbers.size):
+                words[k] = numbers[k]
 
 
 @kernel
@@ -91,9 +94,11 @@ def pair_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
     """The same, rounded to bf16; `blocks_BTW` counts numbers, two a word."""
     T, D = x_TD.shape
     for t in prange(T):
-        for start in range(0, D, 2 * BLOCK):
-            for k in range(start, min(D, start + 2 * BLOCK)):
-                blocks_BTW[start // (2 * BLOCK), t, k - start] = bf16_bits(x_TD[t, k])
+        for block in range(blocks_BTW.shape[0]):
+            numbers = x_TD[t, block * 2 * BLOCK : min(D, (block + 1) * 2 * BLOCK)]
+            halves = blocks_BTW[block, t]
+            for k in range(numbers.size):
+                halves[k] = bf16_bits(numbers[k])
 
 
 @inlined
@@ -131,7 +136,6 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, out_TO, fresh, threads):  # 
         edge_TP = np.zeros((T, PANEL), np.float32)
         index = take(counter.ctypes.data)
         while index < panels:
-            following = take(counter.ctypes.data)
             o = index * PANEL
             outputs = min(PANEL, O - o)
             if outputs < PANEL and not fresh:
@@ -143,13 +147,11 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, out_TO, fresh, threads):  # 
                 steps = min(BLOCK, words - start)
                 pack(w + o * w_stride + start * size, w_stride, kind, outputs, panel.ctypes.data, steps)
                 first, block = np.int64(fresh and start == 0), x + start * T * 4
-                if kind == PAIRS:
-                    multiply_pairs(block, x_stride, T, panel.ctypes.data, PANEL * 4, steps, place, stride, first)
-                else:
-                    multiply(block, x_stride, T, panel.ctypes.data, PANEL * 4, steps, place, stride, first)
+                pairs = kind == PAIRS
+                multiply(block, x_stride, T, panel.ctypes.data, PANEL * 4, steps, place, stride, first, pairs)
             if outputs < PANEL:
                 out_TO[:, o:] = edge_TP[:, :outputs]
-            index = following
+            index = take(counter.ctypes.data)
         flush_denormals(np.int64(0))
         panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
     counter[0] = blocks_BTW[0, 0, 0]
@@ -233,19 +235,19 @@ def multiply_matrix(x_TD: Array, weight_OD: Array, bias_O: Array | None, *, bf16
     return out_TO
 
 
-@serial
+@kernel
 def round_rows(x_TD, out_TD):  # type: ignore[no-untyped-def]
     """Each number's bf16 bits."""
-    T, D = x_TD.shape
-    for t in range(T):
-        for d in range(D):
-            out_TD[t, d] = bf16_bits(x_TD[t, d])
+    for t in prange(x_TD.shape[0]):
+        numbers, halves = x_TD[t], out_TD[t]
+        for d in range(numbers.size):
+            halves[d] = bf16_bits(numbers[d])
 
 
 def rounded(values: Array) -> Array:
     """A matrix as bf16 bits."""
     out = np.empty(values.shape, np.uint16)
-    round_rows(np.ascontiguousarray(values, np.float32), out)
+    run(round_rows, values.size, np.ascontiguousarray(values, np.float32), out)
     return out
 
 

@@ -78,7 +78,14 @@ def load(
         fast_bf16 = backend == "numba" and checkpoint.weight_type == "bf16" and has_bf16_dot()
         precision = "bf16" if fast_bf16 else "f32"
     dtype = np.dtype(np.float64 if precision == "f64" else np.float32)
-    numbers = PaliGemma(checkpoint.params, checkpoint.config, dtype, operations(backend, precision), policy.window)
+    numbers = PaliGemma(
+        checkpoint.params,
+        checkpoint.config,
+        dtype,
+        operations(backend, precision),
+        policy.window,
+        cache_dtype=np.dtype(np.uint16) if precision == "bf16" else dtype,
+    )
     described = {
         "id": str(name),
         "revision": folder.name if folder.parent.name == "snapshots" else None,

@@ -35,11 +35,16 @@ def f32_to_bf16(values: Array) -> Array:
 
     NaN stays a quiet NaN of the same sign, whatever its payload (rounding alone could turn it into infinity).
     """
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    quiet_nan = (bits >> 16) | 0x40
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return np.where(is_nan, quiet_nan, rounded).astype(np.uint16)
+    numbers = np.ascontiguousarray(values, dtype=np.float32)
+    bits = numbers.view(np.uint32)
+    rounded = (bits >> 16) & 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    is_nan = np.isnan(numbers)
+    if is_nan.any():
+        rounded = np.where(is_nan, (bits >> 16) | 0x40, rounded)
+    return rounded.astype(np.uint16)
 
 
 def widen(weight: Array, dtype: np.dtype[Any]) -> Array:

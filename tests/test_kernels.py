@@ -23,7 +23,7 @@ from pg2ref.model.paligemma import PaliGemma
 
 
 def fast_model(folder: Path) -> PaliGemma:
-    return small_models.open_model(folder)._replace(ops=backend.fast())
+    return small_models.open_model(folder)._replace(ops=backend.fast("f32"))
 
 
 @pytest.mark.parametrize("case_name", small_models.CASES)
@@ -110,7 +110,7 @@ def test_no_flag_hides_a_nan() -> None:
 @pytest.mark.parametrize("logit_cap", [None, 5.0])
 def test_a_nan_comes_out_as_one(logit_cap: float | None) -> None:
     """Bounds on an exponent must not turn it into a number."""
-    fast = backend.fast()
+    fast = backend.fast("f32")
     bad = np.array([[np.nan, 1.0, 0.5, -2.0] * 4], np.float32)
     assert np.isnan(fast.gelu(bad)[0, 0])
     assert np.isnan(fast.gated_gelu(bad, np.ones_like(bad))[0, 0])

@@ -20,7 +20,7 @@ from pg2ref.model import ops as reference_ops
 from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.masks import KeyRanges
 
-BACKENDS: Mapping[str, Ops] = {"numpy": REFERENCE, "numba": backend.fast()}
+BACKENDS: Mapping[str, Ops] = {"numpy": REFERENCE, "numba": backend.fast("f32")}
 DTYPES = {"numpy": (np.float32, np.float64), "numba": (np.float32,)}
 EPS = 1e-6
 

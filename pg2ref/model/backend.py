@@ -37,21 +37,24 @@ REFERENCE = Ops(
     attend=ops.attend,
 )
 
+REFERENCE_BF16 = REFERENCE._replace(linear=ops.linear_bf16, attend=ops.attend_bf16)
+
 
 @cache
-def fast(precision: str = "f32") -> Ops:
+def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here and nowhere else."""
     from pg2ref.kernels import attention, elementwise, linear
 
+    is_bf16 = precision == "bf16"
     return Ops(
-        linear=linear.linear_bf16 if precision == "bf16" else linear.linear,
+        linear=linear.linear_bf16 if is_bf16 else linear.linear,
         rms_norm=elementwise.rms_norm,
         layer_norm=elementwise.layer_norm,
         gelu=elementwise.gelu,
         gated_gelu=elementwise.gated_gelu,
         soft_cap=elementwise.soft_cap,
         rotate=elementwise.rotate,
-        attend=attention.attend,
+        attend=attention.attend_bf16 if is_bf16 else attention.attend,
     )
 
 
@@ -72,7 +75,7 @@ def operations(backend: str, precision: str = "f32") -> Ops:
         raise UsageError("the kernels compute in float32: give backend numpy with precision f64")
     if backend == "numba":
         return fast(precision)
-    return REFERENCE._replace(linear=ops.linear_bf16) if precision == "bf16" else REFERENCE
+    return REFERENCE_BF16 if precision == "bf16" else REFERENCE
 
 
 def has_bf16_dot() -> bool:

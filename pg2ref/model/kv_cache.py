@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pg2ref.arrays import Array
+from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.config import Gemma2Config
 from pg2ref.errors import Pg2RefError
 
@@ -16,6 +16,7 @@ from pg2ref.errors import Pg2RefError
 class KVCache:
     """Room for `capacity_tokens` tokens of one sequence, allocated once and never grown.
 
+    `dtype` is that of the stored numbers; uint16 stores them rounded to bf16 (arrays.py).
     `prefix_length` is the number of leading tokens that read each other in both directions.
     """
 
@@ -31,8 +32,9 @@ class KVCache:
         stop = self.length + key_TKH.shape[0]
         if stop > self.key_LSKH.shape[1]:
             raise Pg2RefError(f"the KV cache has room for {self.key_LSKH.shape[1]} tokens, {stop} were written")
-        self.key_LSKH[layer, self.length : stop] = key_TKH
-        self.value_LSKH[layer, self.length : stop] = value_TKH
+        for stored_LSKH, rows_TKH in ((self.key_LSKH, key_TKH), (self.value_LSKH, value_TKH)):
+            is_bf16 = stored_LSKH.dtype == np.uint16
+            stored_LSKH[layer, self.length : stop] = f32_to_bf16(rows_TKH) if is_bf16 else rows_TKH
         return self.key_LSKH[layer, :stop], self.value_LSKH[layer, :stop]
 
     def advance(self, tokens: int) -> None:

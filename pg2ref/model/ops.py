@@ -8,12 +8,12 @@ products in short runs. Reading a prompt costs a quarter more for it, a single r
 reference is nearer to the truth than plain float32 arithmetic is, and judges others rather than adding to their noise.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
+from pg2ref.arrays import Array, f32_to_bf16, widen
 from pg2ref.model.masks import KeyRanges
 
 BLOCK_WEIGHTS = 1 << 20  # widened at a time: 4 MB of float32 stay in the cache between widening and product
@@ -48,7 +48,7 @@ def linear_bf16(x_TD: Array, weight_OD: Array, bias_O: Array | None = None) -> A
     """The same with the rows rounded to bf16 first, and the weights too where they are stored with more."""
     if weight_OD.dtype in (np.float16, np.float32, np.float64):
         weight_OD = f32_to_bf16(weight_OD)
-    return linear(bf16_to_f32(f32_to_bf16(x_TD)).astype(x_TD.dtype), weight_OD, bias_O)
+    return linear(as_bf16(x_TD, x_TD.dtype), weight_OD, bias_O)
 
 
 def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
@@ -131,11 +131,47 @@ def attend(
     logit_cap: float | None,
 ) -> Array:
     """Attention: the values that each query reads, weighted by `attention_weights`; one key head at a time."""
+    ranges = KeyRanges(first_key_T, last_key_T)
+    return weigh_values(query_TNH, key_SKH, value_SKH, ranges, scale, logit_cap)
+
+
+def attend_bf16(
+    query_TNH: Array,
+    key_SKH: Array,
+    value_SKH: Array,
+    first_key_T: Array,
+    last_key_T: Array,
+    *,
+    scale: float,
+    logit_cap: float | None,
+) -> Array:
+    """The same with queries, keys, values and weights rounded to bf16; keys and values may be stored so."""
+    query_TNH, key_SKH, value_SKH = (as_bf16(array, query_TNH.dtype) for array in (query_TNH, key_SKH, value_SKH))
+    ranges = KeyRanges(first_key_T, last_key_T)
+    return weigh_values(query_TNH, key_SKH, value_SKH, ranges, scale, logit_cap, round_weights=as_bf16)
+
+
+def as_bf16(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers rounded to bf16, as `dtype`; bf16 bits only widened."""
+    return widen(values if values.dtype == np.uint16 else f32_to_bf16(values), dtype)
+
+
+def weigh_values(
+    query_TNH: Array,
+    key_SKH: Array,
+    value_SKH: Array,
+    ranges: KeyRanges,
+    scale: float,
+    logit_cap: float | None,
+    *,
+    round_weights: Callable[[Array, np.dtype[Any]], Array] = widen,
+) -> Array:
+    """The values of each key head times the weights of the queries that share it."""
     G = query_TNH.shape[1] // key_SKH.shape[1]
     out_TNH = np.empty_like(query_TNH)
-    ranges = KeyRanges(first_key_T, last_key_T)
     for k, weights_GTS in enumerate(group_weights(query_TNH, key_SKH, ranges, scale, logit_cap)):
-        values_SH = value_SKH[:, k].astype(np.float64)
+        values_SH = widen(value_SKH[:, k], weights_GTS.dtype)
+        weights_GTS = round_weights(weights_GTS, weights_GTS.dtype)
         out_TNH[:, k * G : (k + 1) * G] = (weights_GTS @ values_SH).transpose(1, 0, 2)
     return out_TNH
 
@@ -153,5 +189,5 @@ def group_weights(
     allowed_TS = ranges.allowed_TS(S)
     for k in range(K):
         query_GTH = query_TNH[:, k * G : (k + 1) * G].transpose(1, 0, 2).astype(np.float64)
-        logits_GTS = query_GTH @ key_SKH[:, k].T.astype(np.float64)
+        logits_GTS = query_GTH @ widen(key_SKH[:, k], query_GTH.dtype).T
         yield softmax(np.where(allowed_TS, soft_cap(logits_GTS * scale, logit_cap), -np.inf))

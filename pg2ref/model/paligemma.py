@@ -33,10 +33,11 @@ class PaliGemma(NamedTuple):
     dtype: np.dtype[Any] = np.dtype(np.float32)
     ops: Ops = REFERENCE
     window_policy: str = "transformers"
+    cache_dtype: np.dtype[Any] | None = None  # of stored keys and values: `dtype`, or uint16 for bf16
 
     def empty_cache(self, capacity_tokens: int, prefix_length: int) -> KVCache:
         """A cache for one sequence."""
-        return KVCache(self.config.text, capacity_tokens, prefix_length, self.dtype)
+        return KVCache(self.config.text, capacity_tokens, prefix_length, self.cache_dtype or self.dtype)
 
 
 def encode_images(model: PaliGemma, images: Sequence[Array], *, tap: Tap = no_tap) -> Array:
