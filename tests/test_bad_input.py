@@ -399,7 +399,7 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
         ["beam search", "leave out temperature"],
     ),
     "beams without cache": (options("--beams", 2, "--no-cache"), USAGE, ["beam search", "no-cache"]),
-    "unknown precision": (options("--precision", "f16"), USAGE, ["--precision", "'f16'", "'f32', 'f64'"]),
+    "unknown precision": (options("--precision", "f16"), USAGE, ["--precision", "'f16'", "'f32', 'bf16', 'f64'"]),
     "unknown resize": (options("--resize", "lanczos"), USAGE, ["--resize", "'lanczos'", "'bicubic'"]),
     "no threads": (options("--threads", 0), USAGE, ["--threads", "x>=1"]),
     "unknown option": (options("--max-length", 5), USAGE, ["no such option", "--max-length", "generate --help"]),

@@ -18,6 +18,7 @@ import pytest
 from cli_runner import PG2REF, Run, make_run, run_process, write_picture
 
 from pg2ref.inputs.tokenizer import Tokenizer
+from pg2ref.model.backend import has_bf16_dot
 
 RESULT_FIELDS = {
     "": "schema model input text finish_reason tokens policy timing warnings versions",
@@ -80,8 +81,13 @@ def test_json_has_the_documented_fields(run: Run, picture: Path, small_folder: P
     assert (image["path"], image["size"]) == (str(picture), [60, 40])
     assert re.fullmatch("[0-9a-f]{64}", image["sha256"])
     assert result["input"]["ids"].count(2352) == result["input"]["image_tokens"] == 16
-    described = {"id": str(small_folder), "revision": None, "dtype": "f32", "backend": "numpy", "weights": "bf16"}
-    assert result["model"] == described
+    assert result["model"] == {
+        "id": str(small_folder),
+        "revision": None,
+        "dtype": "bf16" if has_bf16_dot() else "f32",
+        "backend": "numba",
+        "weights": "bf16",
+    }
     assert all(result["timing"].values())
 
 
@@ -117,7 +123,7 @@ def test_without_cache_the_answer_is_the_same(run: Run, picture: Path, small_fol
 
 
 def test_f64_is_close_and_not_the_same(run: Run, picture: Path, small_folder: Path) -> None:
-    single = answer(run, picture, "-m", small_folder, "-n", 3)
+    single = answer(run, picture, "-m", small_folder, "-n", 3, "--precision", "f32")
     double = answer(run, picture, "-m", small_folder, "-n", 3, "--precision", "f64")
     assert double["model"]["dtype"] == "f64"
     assert logprobs(double) == pytest.approx(logprobs(single), abs=1e-4)
@@ -260,7 +266,8 @@ def test_verbose_says_what_and_how_long(run: Run, picture: Path, small_folder: P
     ran = run("generate", picture, "-m", small_folder, "-n", 3, "-v")
     assert ran.out == plain.out
     model, timing = ran.err.splitlines()
-    assert model == f"{small_folder}: 0.00 GB bf16"
+    precision = "bf16" if has_bf16_dot() else "f32"
+    assert model == f"{small_folder}: 0.00 GB bf16, computed in {precision} by numba"
     assert re.fullmatch(r"vision \d+\.\d\d s, prompt \d+\.\d\d s, answer \d+\.\d\d s for 3 tokens", timing)
 
 

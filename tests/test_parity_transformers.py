@@ -81,7 +81,7 @@ def test_from_image_file_and_prompt_to_text(small_folder: Path) -> None:
     scene = Path(__file__).parent / "data" / "scene.png"
     processor = transformers.AutoProcessor.from_pretrained(small_folder, use_fast=False)
     reference = transformers.PaliGemmaForConditionalGeneration.from_pretrained(small_folder, dtype=torch.float32).eval()
-    model = pg2ref.load(small_folder)
+    model = pg2ref.load(small_folder, precision="f32")
     for prompt in ("caption en", "detect red circle ; blue square"):
         inputs = processor(images=Image.open(scene), text="<image>" + prompt, return_tensors="pt")
         prepared = model.prepare(scene, prompt)

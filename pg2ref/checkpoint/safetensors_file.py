@@ -48,6 +48,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U64": np.dtype("<u8"),
     "BOOL": np.dtype("?"),
 }
+STORED_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = 120

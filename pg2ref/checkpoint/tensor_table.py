@@ -9,19 +9,23 @@ One canonical name a tensor; the four families of names in circulation are folde
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-from pg2ref.arrays import Array
 from pg2ref.config import Gemma2Config, PaliGemmaConfig, SiglipConfig
 from pg2ref.model.gemma2 import DecoderLayer, Gemma2Params
 from pg2ref.model.ops import Affine
 from pg2ref.model.paligemma import Params
-from pg2ref.model.siglip import SiglipLayer, SiglipParams
+from pg2ref.model.siglip import PatchEmbedding, SiglipLayer, SiglipParams
 
 Shapes = dict[str, tuple[int, ...]]
 LM_HEAD = "lm_head.weight"
 # Buffers that old files carry and nothing reads, and SigLIP's pooling head, which PaliGemma has no use for.
 IGNORED_SUFFIXES = ("position_ids", "rotary_emb.inv_freq")
 IGNORED_PREFIXES = ("vision_tower.head.",)
+# The weights that `linear` multiplies with, or that an embedding is read from: these may be quantised.
+MATRIX_LEAVES = frozenset(
+    "embed_tokens lm_head linear q_proj k_proj v_proj o_proj out_proj gate_proj up_proj down_proj fc1 fc2".split()
+)
 
 
 def canonical_name(name: str) -> str:
@@ -34,6 +38,17 @@ def canonical_name(name: str) -> str:
 def is_ignored(canonical: str) -> bool:
     """Whether a tensor may lie in the file although the model has no place for it."""
     return canonical.endswith(IGNORED_SUFFIXES) or canonical.startswith(IGNORED_PREFIXES)
+
+
+def is_matrix(canonical: str) -> bool:
+    """Whether a tensor is the weight of a linear layer or an embedding, the patch embedding and positions apart."""
+    *_, leaf, kind = ("", *canonical.split("."))
+    return kind == "weight" and leaf in MATRIX_LEAVES
+
+
+def is_text(canonical: str) -> bool:
+    """Whether a tensor is the language model's, not the vision tower's or the projector's."""
+    return canonical.startswith("language_model.") or canonical == LM_HEAD
 
 
 def expected_shapes(config: PaliGemmaConfig) -> Shapes:
@@ -98,24 +113,24 @@ def text_shapes(config: Gemma2Config) -> Shapes:
     return shapes | {"language_model.norm.weight": (D,)}
 
 
-def assemble(config: PaliGemmaConfig, tensors: Mapping[str, Array]) -> Params:
-    """Put checked tensors, under their canonical names, in their places."""
+def assemble(config: PaliGemmaConfig, tensors: Mapping[str, Any]) -> Params:
+    """Put checked tensors, under their canonical names, in their places; matrices may be quantised."""
 
-    def affine(path: str) -> Affine:
-        return Affine(tensors[f"{path}.weight"], tensors[f"{path}.bias"])
+    def pair(path: str) -> tuple[Any, Any]:
+        return tensors[f"{path}.weight"], tensors[f"{path}.bias"]
 
     embed_tokens = tensors["language_model.embed_tokens.weight"]
     return Params(
         vision_tower=SiglipParams(
-            patch_embedding=affine("vision_tower.embeddings.patch_embedding"),
+            patch_embedding=PatchEmbedding(*pair("vision_tower.embeddings.patch_embedding")),
             position_embedding=tensors["vision_tower.embeddings.position_embedding.weight"],
             layers=tuple(
-                SiglipLayer(**{leaf: affine(path) for leaf, path in _vision_layer_paths(i).items()})
+                SiglipLayer(**{leaf: Affine(*pair(path)) for leaf, path in _vision_layer_paths(i).items()})
                 for i in range(config.vision.num_hidden_layers)
             ),
-            post_layernorm=affine("vision_tower.post_layernorm"),
+            post_layernorm=Affine(*pair("vision_tower.post_layernorm")),
         ),
-        multi_modal_projector=affine("multi_modal_projector.linear"),
+        multi_modal_projector=Affine(*pair("multi_modal_projector.linear")),
         language_model=Gemma2Params(
             embed_tokens=embed_tokens,
             layers=tuple(

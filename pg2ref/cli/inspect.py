@@ -44,8 +44,8 @@ def command(name_argument: str | None, name: str | None, keys: bool, verify: boo
         check_numbers(checkpoint)
     description = describe(checkpoint) | {"tokenizer_pieces": tokenizer.vocab_size, "numbers_checked": verify}
     tensors = {
-        key: {"type": type_name(tensor.dtype), "shape": list(tensor.shape)}
-        for key, tensor in sorted(checkpoint.tensors.items())
+        key: {"type": type_name(weight), "shape": list(weight.shape)}
+        for key, weight in sorted(checkpoint.weights.items(), key=lambda item: item[0])
     }
     if as_json:
         listed = {"keys": tensors} if keys else {}
@@ -97,8 +97,8 @@ def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
         "folder": str(checkpoint.folder),
         "files": len(checkpoint.files),
         "bytes": checkpoint.total_bytes,
-        "tensors": len(checkpoint.tensors),
-        "parameters": sum(tensor.size for tensor in checkpoint.tensors.values()),
+        "tensors": len(checkpoint.weights),
+        "parameters": sum(weight.size for weight in checkpoint.weights.values()),
         "weights": checkpoint.weight_type,
         "image_size_px": vision.image_size,
         "image_tokens": vision.num_image_tokens,

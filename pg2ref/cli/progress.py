@@ -81,5 +81,5 @@ class LayerProgress:
 
 
 def _nbytes(weights: Any) -> int:
-    """Bytes of an array, or of all arrays in nested tuples of them."""
-    return sum(map(_nbytes, weights)) if isinstance(weights, tuple) else int(weights.nbytes)
+    """Bytes of an array or quantised matrix, or of all of them in nested tuples."""
+    return int(weights.nbytes) if hasattr(weights, "nbytes") else sum(map(_nbytes, weights))

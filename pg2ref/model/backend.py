@@ -11,6 +11,7 @@ from pg2ref.arrays import Array
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
 from pg2ref.policy import BACKENDS, PRECISIONS
+from pg2ref.quantized import QuantizedMatrix, Weight
 
 
 class Ops(NamedTuple):
@@ -43,11 +44,19 @@ REFERENCE_BF16 = REFERENCE._replace(linear=ops.linear_bf16, attend=ops.attend_bf
 @cache
 def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here and nowhere else."""
-    from pg2ref.kernels import attention, elementwise, linear
+    from pg2ref.kernels import attention, elementwise, linear, quantized
 
     is_bf16 = precision == "bf16"
+    plain = linear.linear_bf16 if is_bf16 else linear.linear
+
+    def linear_by_type(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
+        if isinstance(weight_OD, QuantizedMatrix):
+            outputs = weight_OD.shape[0]
+            return quantized.linear(x_TD, weight_OD.codes, weight_OD.scales, outputs, weight_OD.bits, bias_O)
+        return plain(x_TD, weight_OD, bias_O)
+
     return Ops(
-        linear=linear.linear_bf16 if is_bf16 else linear.linear,
+        linear=linear_by_type,
         rms_norm=elementwise.rms_norm,
         layer_norm=elementwise.layer_norm,
         gelu=elementwise.gelu,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pg2ref.arrays import Array, widen
+from pg2ref.arrays import Array
 from pg2ref.config import Gemma2Config
 from pg2ref.errors import ShapeError
 from pg2ref.model import masks, rope
@@ -17,6 +17,7 @@ from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.masks import KeyRanges
 from pg2ref.model.ops import attention_weights
+from pg2ref.quantized import Weight, pick_rows
 from pg2ref.trace import Tap, no_tap
 
 
@@ -24,25 +25,25 @@ class DecoderLayer(NamedTuple):
     """One block; the fields have the checkpoint's leaf names, matrices lie as in the file: (outputs, inputs)."""
 
     input_layernorm: Array
-    q_proj: Array
-    k_proj: Array
-    v_proj: Array
-    o_proj: Array
+    q_proj: Weight
+    k_proj: Weight
+    v_proj: Weight
+    o_proj: Weight
     post_attention_layernorm: Array
     pre_feedforward_layernorm: Array
-    gate_proj: Array
-    up_proj: Array
-    down_proj: Array
+    gate_proj: Weight
+    up_proj: Weight
+    down_proj: Weight
     post_feedforward_layernorm: Array
 
 
 class Gemma2Params(NamedTuple):
     """The decoder's weights. `lm_head` is `embed_tokens` itself unless the file holds one of its own."""
 
-    embed_tokens: Array  # (V, D)
+    embed_tokens: Weight  # (V, D)
     layers: tuple[DecoderLayer, ...]
     norm: Array
-    lm_head: Array  # (V, D)
+    lm_head: Weight  # (V, D)
 
 
 class Attention(NamedTuple):
@@ -59,7 +60,7 @@ def embed(params: Gemma2Params, config: Gemma2Config, ids_T: Array, dtype: np.dt
     """Text embeddings `text_embeddings_TD`, times the square root of the width."""
     if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= config.vocab_size):
         raise ShapeError(f"token ids must lie in 0 to {config.vocab_size - 1}, got {ids_T.min()} to {ids_T.max()}")
-    return widen(params.embed_tokens[ids_T], dtype) * config.embedding_scale
+    return pick_rows(params.embed_tokens, ids_T, dtype) * config.embedding_scale
 
 
 def decode(

@@ -15,27 +15,29 @@ import numpy as np
 
 from pg2ref.arrays import Array, f32_to_bf16, widen
 from pg2ref.model.masks import KeyRanges
+from pg2ref.quantized import QuantizedMatrix, Weight, widen_rows
 
 BLOCK_WEIGHTS = 1 << 20  # widened at a time: 4 MB of float32 stay in the cache between widening and product
 RUN = 128  # products summed by one matrix product; a sum's rounding error grows with the root of its length
 
 
 class Affine(NamedTuple):
-    """A weight and its bias: of a linear layer (O, D) and (O,), of a LayerNorm (E,) and (E,)."""
+    """A weight and its bias: of a linear layer (O, D) and (O,), of a LayerNorm (E,) and (E,), never quantised."""
 
-    weight: Array
+    weight: Weight
     bias: Array
 
 
-def linear(x_TD: Array, weight_OD: Array, bias_O: Array | None = None) -> Array:
+def linear(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
     """Multiply rows by a stored weight matrix, `x @ weight.T + bias`.
 
-    `weight_OD` lies as in the file, one row an output: bf16 bits, float16, float32 or float64.
+    `weight_OD` lies as in the file: bf16 bits, float16, float32 or float64, one row an output, or quantised. Of a
+    quantised matrix this is what it means: codes times scales, with the rows of x as they are.
     """
     out_TO = np.empty((x_TD.shape[0], weight_OD.shape[0]), x_TD.dtype)
     step = max(1, BLOCK_WEIGHTS // weight_OD.shape[1])
     for start in range(0, weight_OD.shape[0], step):
-        block_OD = widen(weight_OD[start : start + step], x_TD.dtype)
+        block_OD = widen_rows(weight_OD, x_TD.dtype, start, start + step)
         out_TO[:, start : start + step] = sum(
             x_TD[:, d : d + RUN] @ block_OD[:, d : d + RUN].T for d in range(0, x_TD.shape[1], RUN)
         )
@@ -44,9 +46,9 @@ def linear(x_TD: Array, weight_OD: Array, bias_O: Array | None = None) -> Array:
     return out_TO
 
 
-def linear_bf16(x_TD: Array, weight_OD: Array, bias_O: Array | None = None) -> Array:
+def linear_bf16(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
     """The same with the rows rounded to bf16 first, and the weights too where they are stored with more."""
-    if weight_OD.dtype in (np.float16, np.float32, np.float64):
+    if not isinstance(weight_OD, QuantizedMatrix) and weight_OD.dtype in (np.float16, np.float32, np.float64):
         weight_OD = f32_to_bf16(weight_OD)
     return linear(as_bf16(x_TD, x_TD.dtype), weight_OD, bias_O)
 

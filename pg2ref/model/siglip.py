@@ -29,10 +29,17 @@ class SiglipLayer(NamedTuple):
     fc2: Affine
 
 
+class PatchEmbedding(NamedTuple):
+    """A convolution whose stride is its size: a linear layer on patches."""
+
+    weight: Array  # (E, C, patch, patch)
+    bias: Array
+
+
 class SiglipParams(NamedTuple):
     """The vision tower's weights."""
 
-    patch_embedding: Affine  # weight (E, C, patch, patch)
+    patch_embedding: PatchEmbedding
     position_embedding: Array  # (I, E)
     layers: tuple[SiglipLayer, ...]
     post_layernorm: Affine

@@ -1,0 +1,85 @@
+"""The tile for quantised weights: integer products within a group, float32 sums over the groups.
+
+    out[r, o] (+)= sum over g of weight_scale[g, o] * x_scale[r, g] * sum over k in g of (code[o, k] - zero) * x[r, k]
+
+A vector holds LANES outputs, in the order of the file (quantized.py of the package says how it lies), so codes go from
+the memory map into a register and straight into the product. Inputs are int8 with a scale for each group. Codes are
+unsigned: the sums start at -zero * sum of x over the group, which stands in the inputs' `corrections`.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from pg2ref.kernels.simd.cpu import Cpu
+from pg2ref.kernels.simd.products import INT8_QUADS
+from pg2ref.kernels.simd.vectors import F32, I16, I32, I64, Emitter
+
+LANES = 16  # outputs in a block of the file
+GROUP = 32  # inputs that share a scale
+WORDS = GROUP // 4
+
+
+def make_group_tile(cpu: Cpu, bits: int, rows: int) -> Any:
+    """`tile(x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh)`.
+
+    Addresses, and strides in bytes; `g_stride` is that of a row's scales and corrections. As in tile.py each output is
+    one chain of additions, whatever the blocking.
+    """
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh = arguments
+        e = Emitter(builder, cpu, LANES)
+        sums, totals = e.variables(rows), e.variables(rows, e.integers)
+        x_rows, places = e.rows(x, x_stride, rows), e.rows(out, out_stride, rows)
+        scale_rows, correction_rows = e.rows(x_scales, g_stride, rows), e.rows(corrections, g_stride, rows)
+        with builder.if_else(builder.icmp_signed("!=", fresh, I64(0))) as (start, resume):
+            with start:
+                for total in sums:
+                    builder.store(e.number(0.0), total)
+            with resume:
+                for total, place in zip(sums, places, strict=True):
+                    builder.store(e.load(place, e.vector), total)
+        with cgutils.for_range(builder, groups) as loop:
+            of_group = builder.mul(loop.index, I64(4))
+            for total, row in zip(totals, correction_rows, strict=True):
+                builder.store(e.splat(e.load(e.address(row, of_group), I32)), total)
+            words = group_words(e, e.address(codes, builder.mul(loop.index, I64(GROUP * LANES * bits // 8))), bits)
+            offset = builder.mul(loop.index, I64(GROUP))
+            for k, weights in enumerate(words):
+                parts = INT8_QUADS.parts(e, weights, signed=False)
+                for total, row in zip(totals, x_rows, strict=True):
+                    inputs = INT8_QUADS.parts(e, e.splat(e.load(e.address(row, offset, 4 * k), I32)))
+                    builder.store(INT8_QUADS.add(e, builder.load(total), parts, inputs), total)
+            stored = e.load(e.address(scales, builder.mul(loop.index, I64(2 * LANES))), ir.VectorType(I16, LANES))
+            weight_scale = e.widen(stored)
+            for total, group_total, row in zip(sums, totals, scale_rows, strict=True):
+                product = builder.fmul(builder.sitofp(builder.load(group_total), e.vector), weight_scale)
+                x_scale = e.splat(e.load(e.address(row, of_group), F32))
+                builder.store(e.multiply_add(product, x_scale, builder.load(total)), total)
+        for total, place in zip(sums, places, strict=True):
+            e.store(builder.load(total), place)
+        return _context.get_dummy_value()
+
+    @intrinsic
+    def tile(typing, x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh):  # type: ignore[no-untyped-def]
+        return types.void(*[types.int64] * 11), emit
+
+    return tile
+
+
+def group_words(e: Emitter, codes: Any, bits: int) -> Any:
+    """The vectors of a group, four inputs a word: as stored, or two from each vector of nibbles."""
+    width = 4 * LANES
+    if bits == 8:
+        for k in range(WORDS):
+            yield e.load(e.address(codes, k * width), e.integers)
+        return
+    nibble = e.integer(0x0F0F0F0F)
+    for pair in range(WORDS // 2):
+        both = e.load(e.address(codes, pair * width), e.integers)
+        yield e.builder.and_(both, nibble)
+        yield e.builder.and_(e.builder.lshr(both, e.integer(4)), nibble)
