@@ -12,10 +12,17 @@ from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import exp_float32, tanh_float32
-from pg2ref.kernels.linear import LANES, PANEL, TILE_ROWS, Array, bf16_bits, multiply, rounded, transpose_words, widened
-from pg2ref.kernels.simd.machine import as_float32, flush_denormals, take
+from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
+from pg2ref.kernels.simd.machine import flush_denormals, take
+from pg2ref.kernels.stored import Array, as_float32, bf16_bits, rounded, widened
 
 QUERIES = 8 * TILE_ROWS  # in a block
+
+
+@inlined
+def multiply_panel(x, x_stride, num_rows, panel, steps, out, out_stride, pairs):  # type: ignore[no-untyped-def]
+    """A packed panel times some rows."""
+    multiply(x, x_stride, num_rows, panel, steps, out, out_stride, np.int64(1), pairs, NOTHING, NOTHING, NOTHING)
 
 
 @inlined
@@ -111,7 +118,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
             query = query_TNW.ctypes.data + (start * N + n) * W * 4
             for s in range(first, last + 1, PANEL):
                 panel, place = keys_KPWP[n // group, s // PANEL], weights_TS.ctypes.data + (s - first) * 4
-                multiply(query, N * W * 4, rows, panel.ctypes.data, PANEL * 4, W, place, width * 4, np.int64(1), pairs)
+                multiply_panel(query, N * W * 4, rows, panel.ctypes.data, W, place, width * 4, pairs)
             keys = last + 1 - first
             for t in range(rows):
                 weights_S = weights_TS[t, : keys + keys % 2]
@@ -130,7 +137,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
                     ((n // group) * values_KPWP.shape[1] + h // PANEL) * value_words + first_word
                 ) * (PANEL * 4)
                 edge = edge_TP.ctypes.data
-                multiply(weights, stride, rows, values, PANEL * 4, words, edge, PANEL * 4, np.int64(1), pairs)
+                multiply_panel(weights, stride, rows, values, words, edge, PANEL * 4, pairs)
                 columns = min(PANEL, H - h)
                 out_TNH[start : start + rows, n, h : h + columns] = edge_TP[:rows, :columns]
             work = take(counter.ctypes.data)

@@ -101,20 +101,15 @@ def inlined(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath=FASTMATH, error_model="numpy")(function)
 
 
-def run(compiled: Any, size: int, *arguments: Any) -> None:
+def run(compiled: Kernel, size: int, *arguments: Any) -> None:
     """Call a kernel with all threads, or with one where it has fewer than SMALL numbers to do.
 
     Waking the others takes longer than that (2 us alone, 30 to 40 us together).
     """
-    threads = num_threads()
-    if size >= SMALL or threads == 1:
+    if size < SMALL:
+        compiled.serial(*arguments)
+    else:
         compiled(*arguments)
-        return
-    numba.set_num_threads(1)
-    try:
-        compiled(*arguments)
-    finally:
-        numba.set_num_threads(threads)
 
 
 def num_threads() -> int:

@@ -6,18 +6,16 @@ Loops run over slices from 0 on: an index that might be negative, for all Numba 
 import numpy as np
 from numba import prange
 
-from pg2ref.kernels.compiling import inlined, kernel, run
-from pg2ref.kernels.exponential import sigmoid_float32, tanh_float32
-from pg2ref.kernels.linear import Array, widened
+from pg2ref.kernels.compiling import kernel, run
+from pg2ref.kernels.exponential import gelu_float32, tanh_float32
+from pg2ref.kernels.stored import Array, as_float32, readable
 
-GELU_LINEAR = np.float32(2 * 0.7978845608028654)  # 2 * sqrt(2 / pi)
-GELU_CUBIC = np.float32(2 * 0.7978845608028654 * 0.044715)
 CHUNK = 4096  # numbers that a thread takes at a time
 
 
 @kernel
-def rms_norm_rows(x_TD, gain_D, eps, out_TD):  # type: ignore[no-untyped-def]
-    """X over its root mean square, times the gain."""
+def rms_norm_rows(x_TD, scale_D, eps, out_TD):  # type: ignore[no-untyped-def]
+    """X over its root mean square, times 1 + scale."""
     T, D = x_TD.shape
     for t in prange(T):
         total = 0.0
@@ -25,20 +23,13 @@ def rms_norm_rows(x_TD, gain_D, eps, out_TD):  # type: ignore[no-untyped-def]
             total += np.float64(x_TD[t, d]) * np.float64(x_TD[t, d])
         inverse = 1.0 / np.sqrt(total / D + eps)
         for d in range(D):
-            out_TD[t, d] = x_TD[t, d] * inverse * gain_D[d]
+            out_TD[t, d] = x_TD[t, d] * inverse * (1.0 + np.float64(as_float32(scale_D[d])))
 
 
 def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
     """Divide each row by its root mean square and multiply by (1 + scale); see model/ops.py, rms_norm."""
     out_TD = np.empty(x_TD.shape, np.float32)
-    run(
-        rms_norm_rows,
-        x_TD.size,
-        np.ascontiguousarray(x_TD),
-        1 + widened(scale_D).astype(np.float64),
-        float(eps),
-        out_TD,
-    )
+    run(rms_norm_rows, x_TD.size, np.ascontiguousarray(x_TD), readable(scale_D), float(eps), out_TD)
     return out_TD
 
 
@@ -56,20 +47,15 @@ def layer_norm_rows(x_TE, scale_E, bias_E, eps, out_TE):  # type: ignore[no-unty
             squares += (x_TE[t, i] - mean) * (x_TE[t, i] - mean)
         inverse = 1.0 / np.sqrt(squares / E + eps)
         for i in range(E):
-            out_TE[t, i] = (x_TE[t, i] - mean) * inverse * scale_E[i] + bias_E[i]
+            out_TE[t, i] = (x_TE[t, i] - mean) * inverse * as_float32(scale_E[i]) + as_float32(bias_E[i])
 
 
 def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
     """Normalise each row to mean 0 and variance 1, then scale and shift; see model/ops.py, layer_norm."""
     out_TE = np.empty(x_TE.shape, np.float32)
-    run(layer_norm_rows, x_TE.size, np.ascontiguousarray(x_TE), widened(scale_E), widened(bias_E), float(eps), out_TE)
+    rows, scale_E, bias_E = np.ascontiguousarray(x_TE), readable(scale_E), readable(bias_E)
+    run(layer_norm_rows, x_TE.size, rows, scale_E, bias_E, float(eps), out_TE)
     return out_TE
-
-
-@inlined
-def gelu_float32(x):  # type: ignore[no-untyped-def]
-    """The tanh form of GELU of one number: 0.5 x (1 + tanh(y)) is x times the logistic function of 2 y."""
-    return x * sigmoid_float32(x * (GELU_LINEAR + GELU_CUBIC * x * x))
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""exp, tanh and the logistic function as plain float32 arithmetic, so that LLVM vectorises the loops they stand in.
+"""exp, tanh, the logistic function and GELU as plain float32 arithmetic, so that LLVM vectorises the loops around them.
 
 All rest on exp(x) - 1 = 2 ** n * (exp(r) - 1) + (2 ** n - 1) with n whole and |r| <= ln(2) / 2, where the Taylor series
 of exp(r) - 1 is short: the first term left out is 5e-9 of the result. 2 ** n is written into the exponent's bits.
@@ -6,9 +6,6 @@ Near 0 nothing cancels, so the results keep their relative accuracy there.
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from pg2ref.kernels.compiling import inlined
 
@@ -17,13 +14,9 @@ LN2_HIGH = np.float32(0.693359375)  # few bits, so n * it is exact; the two add 
 LN2_LOW = np.float32(-2.1219444005469057e-4)
 LEAST, MOST = np.float32(-87.0), np.float32(89.0)  # below, 2 ** n would be denormal; at 89 it is infinite
 ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
+GELU_LINEAR = np.float32(2 * 0.7978845608028654)  # 2 * sqrt(2 / pi)
+GELU_CUBIC = np.float32(2 * 0.7978845608028654 * 0.044715)
 SERIES = tuple(np.float32(1 / factorial) for factorial in (5040, 720, 120, 24, 6, 2, 1))
-
-
-@intrinsic
-def bits_as_float32(typing, bits):  # type: ignore[no-untyped-def]
-    """An int32's bits read as float32."""
-    return types.float32(types.int32), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.FloatType())
 
 
 @inlined
@@ -39,7 +32,7 @@ def split_exp(x):  # type: ignore[no-untyped-def]
     series = series * r + SERIES[4]
     series = series * r + SERIES[5]
     series = series * r + SERIES[6]
-    return series * r, bits_as_float32((np.int32(n) + np.int32(127)) << np.int32(23))
+    return series * r, np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @inlined
@@ -62,3 +55,9 @@ def tanh_float32(x):  # type: ignore[no-untyped-def]
 def sigmoid_float32(x):  # type: ignore[no-untyped-def]
     """The logistic function, 1 / (1 + exp(-x))."""
     return ONE / (ONE + exp_float32(-x))
+
+
+@inlined
+def gelu_float32(x):  # type: ignore[no-untyped-def]
+    """The tanh form of GELU of one number: 0.5 x (1 + tanh(y)) is x times the logistic function of 2 y."""
+    return x * sigmoid_float32(x * (GELU_LINEAR + GELU_CUBIC * x * x))

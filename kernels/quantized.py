@@ -4,14 +4,17 @@ The codes of a checkpoint lie as the tile of simd/group_tile.py reads them, so n
 and many rows (reading a prompt) take the same way: a row's numbers do not depend on its company.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads, run
-from pg2ref.kernels.linear import Array, widened
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.group_tile import GROUP, LANES, make_group_tile
 from pg2ref.kernels.simd.machine import take
+from pg2ref.kernels.stored import Array, widened
 
 BLOCK = (
     72  # groups: rows of 2,304 bytes, of which no two of a tile meet in one cache set, and all lie in the second cache
@@ -105,27 +108,35 @@ def multiply_blocks(codes_BTX, scales_BTG, corrections_BTG, codes, scales, group
     counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]  # here they still live
 
 
-def linear(x_TD: Array, codes: Array, scales: Array, outputs: int, bits: int, bias_O: Array | None = None) -> Array:
-    """Rows times a quantised matrix of `outputs` rows, `x @ weight.T + bias`; its layout: pg2ref/quantized.py."""
+def multiply(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | None]) -> list[Array]:
+    """The same rows times each of some quantised matrices, `x @ weight.T + bias`; their layout: pg2ref/quantized.py."""
     x_TD = np.ascontiguousarray(x_TD, np.float32)
-    (T, _), (blocks, groups, _) = x_TD.shape, scales.shape
-    shape = (-(-groups // BLOCK), T, BLOCK)
+    inputs: dict[int, tuple[Array, Array, Array]] = {}
+    outs = []
+    for weight, bias_O in zip(weights, biases, strict=True):
+        zero = 1 << (weight.bits - 1)
+        if zero not in inputs:
+            inputs[zero] = quantized_rows(x_TD, zero)
+        outs.append(multiply_one(inputs[zero], weight, bias_O))
+    return outs
+
+
+def quantized_rows(x_TD: Array, zero: int) -> tuple[Array, Array, Array]:
+    """Rows as the tile reads them: codes, scales and corrections, cut into blocks of groups."""
+    T, D = x_TD.shape
+    shape = (-(-D // (BLOCK * GROUP)), T, BLOCK)
     codes_BTX = np.zeros((*shape[:2], BLOCK * GROUP), np.int8)
     scales_BTG, corrections_BTG = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
-    run(quantize_rows, x_TD.size, x_TD, 1 << (bits - 1), codes_BTX, scales_BTG, corrections_BTG)
-    out_TO = np.empty((T, blocks * LANES), np.float32)
+    run(quantize_rows, x_TD.size, x_TD, zero, codes_BTX, scales_BTG, corrections_BTG)
+    return codes_BTX, scales_BTG, corrections_BTG
+
+
+def multiply_one(inputs: tuple[Array, Array, Array], weight: Any, bias_O: Array | None) -> Array:
+    """Rows times one matrix."""
+    outputs, (blocks, groups, _) = weight.shape[0], weight.scales.shape
+    out_TO = np.empty((inputs[0].shape[1], blocks * LANES), np.float32)
     if bias_O is not None:
         out_TO[:, :outputs] = widened(bias_O)
-    multiply_blocks(
-        codes_BTX,
-        scales_BTG,
-        corrections_BTG,
-        codes.ctypes.data,
-        scales.ctypes.data,
-        groups,
-        bits,
-        out_TO,
-        bias_O is None,
-        num_threads(),
-    )
+    codes, scales, fresh = weight.codes.ctypes.data, weight.scales.ctypes.data, bias_O is None
+    multiply_blocks(*inputs, codes, scales, groups, weight.bits, out_TO, fresh, num_threads())
     return out_TO[:, :outputs]

@@ -10,6 +10,7 @@ import numpy as np
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.kernels import attention, elementwise, linear, quantized
 from pg2ref.kernels.simd.cpu import cpu
+from pg2ref.quantized import QuantizedMatrix
 
 
 def numbers(rng: np.random.Generator, *shape: int) -> Array:
@@ -42,7 +43,8 @@ def quantized_results(rng: np.random.Generator) -> dict[str, Array]:
             codes = rng.integers(0, 256, (blocks, groups * bits, 16, 4), dtype=np.uint8)
             scales = f32_to_bf16(numbers(rng, blocks, groups, 16))
             x = numbers(rng, rows, groups * 32)
-            found[f"int{bits}_{rows}"] = quantized.linear(x, codes, scales, blocks * 16 - 3, bits)
+            matrix = QuantizedMatrix(codes, scales, (blocks * 16 - 3, groups * 32), bits)
+            found[f"int{bits}_{rows}"] = quantized.multiply(x, [matrix], [None])[0]
     return found
 
 
@@ -60,6 +62,7 @@ def other_results(rng: np.random.Generator) -> dict[str, Array]:
     found["layer_norm"] = elementwise.layer_norm(x, gain, gain, 1e-6)
     found["gelu"] = elementwise.gelu(x)
     found["gated_gelu"] = elementwise.gated_gelu(x, x)
+    found["gated_bf16"] = linear.multiply_gated(x, numbers(rng, 53, 45), numbers(rng, 53, 45), is_bf16=True)
     found["soft_cap"] = elementwise.soft_cap(x, 2.0)
     return found
 

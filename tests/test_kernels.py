@@ -16,7 +16,7 @@ from oracles import naive_ops
 
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
-from pg2ref.kernels import compiling, linear
+from pg2ref.kernels import compiling, elementwise, few_rows, linear, panels
 from pg2ref.kernels.simd import cpu
 from pg2ref.model import backend
 from pg2ref.model.paligemma import PaliGemma
@@ -53,15 +53,15 @@ def test_the_number_of_threads_changes_nothing(rows: int, outputs: int, inputs: 
 
 def test_few_rows_are_bit_equal_to_one(rng: np.random.Generator) -> None:
     """Sequences that decode together get the numbers that they get alone."""
-    x, weight = rng.standard_normal((linear.FEW_ROWS, 256)).astype(np.float32), bf16_weight(rng, 67, 256)
+    x, weight = rng.standard_normal((few_rows.FEW_ROWS, 256)).astype(np.float32), bf16_weight(rng, 67, 256)
     together = linear.linear(x, weight)
-    for t in range(linear.FEW_ROWS):
+    for t in range(few_rows.FEW_ROWS):
         np.testing.assert_array_equal(linear.linear(x[t : t + 1], weight)[0], together[t])
 
 
 def test_blocks_of_inputs_change_nothing(rng: np.random.Generator) -> None:
     """More inputs than a block holds, and a last panel that is not full, with a bias."""
-    inputs, outputs = linear.BLOCK + 3 * linear.LANES, linear.PANEL + linear.LANES
+    inputs, outputs = panels.BLOCK + 3 * panels.LANES, panels.PANEL + panels.LANES
     x = rng.standard_normal((19, inputs)).astype(np.float32)
     weight, bias = rng.standard_normal((outputs, inputs)).astype(np.float32), rng.standard_normal(outputs)
     exact = naive_ops.linear(x.tolist(), weight.tolist(), bias.tolist())
@@ -113,7 +113,7 @@ def test_a_nan_comes_out_as_one(logit_cap: float | None) -> None:
     fast = backend.fast("f32")
     bad = np.array([[np.nan, 1.0, 0.5, -2.0] * 4], np.float32)
     assert np.isnan(fast.gelu(bad)[0, 0])
-    assert np.isnan(fast.gated_gelu(bad, np.ones_like(bad))[0, 0])
+    assert np.isnan(elementwise.gated_gelu(bad, np.ones_like(bad))[0, 0])
     assert np.isnan(fast.soft_cap(bad, 5.0)[0, 0])
     assert np.isfinite(fast.soft_cap(bad, 5.0)[0, 1:4]).all()
     good, nan_last = np.ones((3, 1, 16), np.float32), np.ones((3, 1, 16), np.float32)

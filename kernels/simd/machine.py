@@ -8,7 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pg2ref.kernels.simd.cpu import IS_X86
-from pg2ref.kernels.simd.vectors import F32, I8, I16, I32, I64
+from pg2ref.kernels.simd.vectors import I8, I16, I32, I64
 
 FLUSH = 0x8040  # bits of MXCSR: denormal results become zero, denormal operands count as zero
 
@@ -86,12 +86,14 @@ def load_half(typing, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def as_float32(typing, number):  # type: ignore[no-untyped-def]
-    """A stored number, float32 or the bits of a bf16, as float32."""
+def prefetch(typing, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at an address, to be read later; no fault where there is no memory."""
 
-    def emit(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if signature.args[0] == types.float32:
-            return arguments[0]
-        return builder.bitcast(builder.shl(builder.zext(arguments[0], I32), I32(16)), F32)
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer, I32(0), I32(2), I32(1)])  # for reading, into the second cache, data
+        return _context.get_dummy_value()
 
-    return types.float32(number), emit
+    return types.void(types.int64), emit

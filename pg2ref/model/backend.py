@@ -3,7 +3,7 @@
 Model code receives an `Ops` and never asks which one it has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -13,32 +13,53 @@ from pg2ref.model import ops, rope
 from pg2ref.policy import BACKENDS, PRECISIONS
 from pg2ref.quantized import QuantizedMatrix, Weight
 
+Linear = Callable[[Array, Weight, Array | None], Array]
+
 
 class Ops(NamedTuple):
-    """Everything hot. The signatures are those of the reference functions in ops.py and rope.py."""
+    """Everything hot. The signatures are those of the reference functions in ops.py and rope.py.
+
+    Two are made of others, because kernels do them better at once: `linear_each(x_TD, weights, biases)`, several
+    linear layers of the same rows, and `gated_linear(x_TD, gate_FD, up_FD)`, GeGLU (arXiv:2002.05202).
+    """
 
     linear: Callable[..., Array]
+    linear_each: Callable[..., list[Array]]
+    gated_linear: Callable[..., Array]
     rms_norm: Callable[..., Array]
     layer_norm: Callable[..., Array]
     gelu: Callable[..., Array]
-    gated_gelu: Callable[..., Array]
     soft_cap: Callable[..., Array]
     rotate: Callable[..., Array]
     attend: Callable[..., Array]
 
 
-REFERENCE = Ops(
-    linear=ops.linear,
-    rms_norm=ops.rms_norm,
-    layer_norm=ops.layer_norm,
-    gelu=ops.gelu,
-    gated_gelu=ops.gated_gelu,
-    soft_cap=ops.soft_cap,
-    rotate=rope.rotate,
-    attend=ops.attend,
-)
+def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
+    """The plain NumPy table around one kind of linear layer and of attention."""
 
-REFERENCE_BF16 = REFERENCE._replace(linear=ops.linear_bf16, attend=ops.attend_bf16)
+    def linear_each(
+        x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None] | None = None
+    ) -> list[Array]:
+        return [linear(x_TD, *layer) for layer in zip(weights, biases or [None] * len(weights), strict=True)]
+
+    def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
+        return ops.gated_gelu(linear(x_TD, gate_FD, None), linear(x_TD, up_FD, None))
+
+    return Ops(
+        linear=linear,
+        linear_each=linear_each,
+        gated_linear=gated_linear,
+        rms_norm=ops.rms_norm,
+        layer_norm=ops.layer_norm,
+        gelu=ops.gelu,
+        soft_cap=ops.soft_cap,
+        rotate=rope.rotate,
+        attend=attend,
+    )
+
+
+REFERENCE = reference(ops.linear, ops.attend)
+REFERENCE_BF16 = reference(ops.linear_bf16, ops.attend_bf16)
 
 
 @cache
@@ -47,20 +68,33 @@ def fast(precision: str) -> Ops:
     from pg2ref.kernels import attention, elementwise, linear, quantized
 
     is_bf16 = precision == "bf16"
-    plain = linear.linear_bf16 if is_bf16 else linear.linear
 
-    def linear_by_type(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
-        if isinstance(weight_OD, QuantizedMatrix):
-            outputs = weight_OD.shape[0]
-            return quantized.linear(x_TD, weight_OD.codes, weight_OD.scales, outputs, weight_OD.bits, bias_O)
-        return plain(x_TD, weight_OD, bias_O)
+    def linear_each(
+        x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None] | None = None
+    ) -> list[Array]:
+        biases = biases or [None] * len(weights)
+        kinds = {isinstance(weight, QuantizedMatrix) for weight in weights}
+        if len(kinds) > 1:
+            return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
+        if kinds == {True}:
+            return quantized.multiply(x_TD, weights, biases)
+        return linear.multiply(x_TD, weights, biases, is_bf16=is_bf16)
+
+    def linear_one(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
+        return linear_each(x_TD, [weight_OD], [bias_O])[0]
+
+    def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
+        if isinstance(gate_FD, QuantizedMatrix) or isinstance(up_FD, QuantizedMatrix):
+            return elementwise.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
+        return linear.multiply_gated(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
 
     return Ops(
-        linear=linear_by_type,
+        linear=linear_one,
+        linear_each=linear_each,
+        gated_linear=gated_linear,
         rms_norm=elementwise.rms_norm,
         layer_norm=elementwise.layer_norm,
         gelu=elementwise.gelu,
-        gated_gelu=elementwise.gated_gelu,
         soft_cap=elementwise.soft_cap,
         rotate=elementwise.rotate,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,

@@ -126,8 +126,8 @@ def decode_layer(
     hidden_TD = hidden_TD + tap(f"{stage}/post_attention_layernorm", branch_TD)
     normed_TD = ops.rms_norm(hidden_TD, layer.pre_feedforward_layernorm, eps)
     tap(f"{stage}/pre_feedforward_layernorm", normed_TD)
-    gated_TF = ops.gated_gelu(ops.linear(normed_TD, layer.gate_proj), ops.linear(normed_TD, layer.up_proj))
-    branch_TD = tap(f"{stage}/down_proj", ops.linear(tap(f"{stage}/gated_gelu", gated_TF), layer.down_proj))
+    gated_TF = tap(f"{stage}/gated_gelu", ops.gated_linear(normed_TD, layer.gate_proj, layer.up_proj))
+    branch_TD = tap(f"{stage}/down_proj", ops.linear(gated_TF, layer.down_proj))
     branch_TD = ops.rms_norm(branch_TD, layer.post_feedforward_layernorm, eps)
     return tap(f"{stage}/out", hidden_TD + tap(f"{stage}/post_feedforward_layernorm", branch_TD))
 
@@ -144,11 +144,10 @@ def attend(
     """Grouped-query attention with RoPE and soft cap; the window comes with the layer's type."""
     stage, T = f"text/layer_{index:02d}", normed_TD.shape[0]
     N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    query_TNH = ops.linear(normed_TD, layer.q_proj).reshape(T, N, H)
-    key_TKH = ops.linear(normed_TD, layer.k_proj).reshape(T, K, H)
-    value_TKH = tap(f"{stage}/value", ops.linear(normed_TD, layer.v_proj).reshape(T, K, H))
-    query_TNH = tap(f"{stage}/query", ops.rotate(query_TNH, attention.cos_TR, attention.sin_TR))
-    key_TKH = tap(f"{stage}/key", ops.rotate(key_TKH, attention.cos_TR, attention.sin_TR))
+    query_TX, key_TX, value_TX = ops.linear_each(normed_TD, [layer.q_proj, layer.k_proj, layer.v_proj])
+    value_TKH = tap(f"{stage}/value", value_TX.reshape(T, K, H))
+    query_TNH = tap(f"{stage}/query", ops.rotate(query_TX.reshape(T, N, H), attention.cos_TR, attention.sin_TR))
+    key_TKH = tap(f"{stage}/key", ops.rotate(key_TX.reshape(T, K, H), attention.cos_TR, attention.sin_TR))
 
     heads_TNH = np.empty_like(query_TNH)
     ranges = attention.sliding if config.layer_types[index] == "sliding_attention" else attention.full

@@ -79,7 +79,7 @@ def gelu(x: Array) -> Array:
 
 
 def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
-    """GeGLU: gelu(gate) * up (arXiv:2002.05202)."""
+    """gelu(gate) * up."""
     return (exact_gelu(gate_TF) * up_TF).astype(gate_TF.dtype)
 
 

@@ -86,9 +86,11 @@ def encode_layer(layer: SiglipLayer, config: SiglipConfig, hidden_IE: Array, sta
 def attend(layer: SiglipLayer, config: SiglipConfig, normed_IE: Array, stage: str, ops: Ops, tap: Tap) -> Array:
     """Multi-head attention without mask or soft cap."""
     I, N, H = normed_IE.shape[0], config.num_attention_heads, config.head_dim  # noqa: E741 - the dimension key
-    query_INH = tap(f"{stage}/query", ops.linear(normed_IE, *layer.q_proj).reshape(I, N, H))
-    key_INH = tap(f"{stage}/key", ops.linear(normed_IE, *layer.k_proj).reshape(I, N, H))
-    value_INH = tap(f"{stage}/value", ops.linear(normed_IE, *layer.v_proj).reshape(I, N, H))
+    weights, biases = zip(layer.q_proj, layer.k_proj, layer.v_proj, strict=True)
+    query_IE, key_IE, value_IE = ops.linear_each(normed_IE, weights, biases)
+    query_INH = tap(f"{stage}/query", query_IE.reshape(I, N, H))
+    key_INH = tap(f"{stage}/key", key_IE.reshape(I, N, H))
+    value_INH = tap(f"{stage}/value", value_IE.reshape(I, N, H))
     ranges, scale = masks.everything(I, I), H**-0.5
     if tap.wants(f"{stage}/attention_weights"):
         weights_NII = attention_weights(query_INH, key_INH, *ranges, scale=scale, logit_cap=None)

@@ -1,0 +1,98 @@
+"""A few rows times stored bf16 matrices (decoding), at the speed of the memory.
+
+Every stored row is read once, in order, and multiplied with all inputs while it is in registers.
+All that counts is that no thread waits: several matrices that read the same rows, query, key and value say, are one
+piece of work.
+"""
+
+import numpy as np
+from numba import prange
+
+from pg2ref.kernels.compiling import inlined, kernel, num_threads
+from pg2ref.kernels.simd.cpu import cpu
+from pg2ref.kernels.simd.dots import TURN, make_dots
+from pg2ref.kernels.simd.machine import flush_denormals, take
+from pg2ref.kernels.stored import Array, bf16_bits
+
+FEW_ROWS = 16
+SHARE = 32  # stored rows that a thread takes at a time
+
+dots_three, dots_two, dots_one = (make_dots(cpu(), rows, bf16_inputs=False) for rows in (3, 2, 1))
+pair_dots_three, pair_dots_two, pair_dots_one = (make_dots(cpu(), rows, bf16_inputs=True) for rows in (3, 2, 1))
+
+
+@inlined
+def lay_out(x_TD, is_bf16):  # type: ignore[no-untyped-def]
+    """The inputs as the products read them: bf16 rows, or float32 ones, even numbers first, odd ones behind."""
+    T, D = x_TD.shape
+    words_TW = np.empty((T, D // 2 if is_bf16 else D), np.uint32)
+    for t in range(T):
+        if is_bf16:
+            halves = words_TW[t].view(np.uint16)
+            for d in range(D):
+                halves[d] = bf16_bits(x_TD[t, d])
+        else:
+            numbers = words_TW[t].view(np.float32)
+            for d in range(D // 2):
+                numbers[d] = x_TD[t, 2 * d]
+                numbers[D // 2 + d] = x_TD[t, 2 * d + 1]
+    return words_TW
+
+
+@inlined
+def multiply_row(row, D, x, T, out, out_stride, is_bf16):  # type: ignore[no-untyped-def]
+    """One stored row times all inputs; `out` is the first one's place. Strides are in bytes."""
+    turns, stride, odd = np.int64(D // TURN), np.int64(D * (2 if is_bf16 else 4)), np.int64(D * 2)
+    t = 0
+    while t + 3 <= T:
+        if is_bf16:
+            pair_dots_three(row, turns, x + t * stride, stride, odd, out + t * out_stride, out_stride)
+        else:
+            dots_three(row, turns, x + t * stride, stride, odd, out + t * out_stride, out_stride)
+        t += 3
+    if t + 2 == T:
+        if is_bf16:
+            pair_dots_two(row, turns, x + t * stride, stride, odd, out + t * out_stride, out_stride)
+        else:
+            dots_two(row, turns, x + t * stride, stride, odd, out + t * out_stride, out_stride)
+    elif t + 1 == T:
+        if is_bf16:
+            pair_dots_one(row, turns, x + t * stride, stride, odd, out + t * out_stride, out_stride)
+        else:
+            dots_one(row, turns, x + t * stride, stride, odd, out + t * out_stride, out_stride)
+
+
+@kernel
+def few_rows(x_TD, is_bf16, weights_M, outputs_M, outs_M, threads):  # type: ignore[no-untyped-def]
+    """out_TO = x_TD @ weights.T for M matrices; their addresses, numbers of outputs, and addresses of the results.
+
+    Threads take SHARE stored rows after the other, so that a slow one takes fewer.
+    """
+    T, D = x_TD.shape
+    words_TW, counter = lay_out(x_TD, is_bf16), np.zeros(1, np.int64)
+    for _thread in prange(threads):
+        flush_denormals(np.int64(is_bf16))
+        m, passed = 0, 0  # matrices before, and shares of rows in them
+        share = take(counter.ctypes.data)
+        while m < outputs_M.size:
+            shares = (outputs_M[m] + SHARE - 1) // SHARE
+            if share - passed >= shares:
+                m, passed = m + 1, passed + shares
+                continue
+            start = (share - passed) * SHARE
+            stride = outputs_M[m] * 4
+            for o in range(start, min(outputs_M[m], start + SHARE)):
+                row = weights_M[m] + o * D * 2
+                multiply_row(row, D, words_TW.ctypes.data, T, outs_M[m] + o * 4, stride, is_bf16)
+            share = take(counter.ctypes.data)
+        flush_denormals(np.int64(0))
+    counter[0] = words_TW[0, 0]  # an array is freed after its last use, and an address is none: here it still lives
+
+
+def linear_few(x_TD: Array, weights: list[Array], *, is_bf16: bool) -> list[Array]:
+    """The same rows times each of some bf16 matrices."""
+    outs = [np.empty((len(x_TD), len(weight_OD)), np.float32) for weight_OD in weights]
+    weights_M, outs_M = (np.array([array.ctypes.data for array in arrays], np.int64) for arrays in (weights, outs))
+    outputs_M = np.array([len(weight_OD) for weight_OD in weights], np.int64)
+    few_rows(x_TD, is_bf16, weights_M, outputs_M, outs_M, num_threads())
+    return outs

@@ -1,0 +1,236 @@
+"""Many rows times a stored matrix (reading a prompt), at the speed of the multipliers.
+
+A panel of outputs is transposed, small enough for the nearest caches, and the register tile of simd/tile.py runs over
+all rows of x with it, while the weights of the next panel are fetched.
+Every output is one chain of additions in the order of the inputs, whatever the number of threads and rows.
+"""
+
+import numpy as np
+from numba import prange
+
+from pg2ref.kernels.compiling import inlined, kernel, num_threads
+from pg2ref.kernels.exponential import gelu_float32
+from pg2ref.kernels.simd.cpu import cpu
+from pg2ref.kernels.simd.machine import flush_denormals, load_half, load_word, prefetch, store_word, take
+from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32
+from pg2ref.kernels.simd.tile import VECTORS, make_tile
+from pg2ref.kernels.simd.transpose import make_transpose
+from pg2ref.kernels.stored import Array, bf16_bits, widened
+
+LANES = cpu().lanes
+PANEL = VECTORS * LANES  # outputs in a panel
+BLOCK = 576  # words of inputs in a panel: its 72 KB (AVX-512) and the rows they meet lie in the second cache
+TILE_ROWS = 8 if cpu().registers == 32 else 6
+FLOATS, WIDENED, PAIRS = 0, 1, 2  # what a word of a panel is: a stored float32, a widened bf16, two bf16
+CACHE_LINE = 64
+NOTHING = np.int64(0)
+
+tile_all, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 2, 1))
+pairs_all, pairs_two, pairs_one = (make_tile(cpu(), BF16_PAIRS, rows) for rows in (TILE_ROWS, 2, 1))
+transpose_bf16, transpose_words = make_transpose(cpu(), widened=True), make_transpose(cpu(), widened=False)
+
+
+@inlined
+def multiply(x, x_stride, num_rows, panel, steps, out, out_stride, fresh, pairs, ahead, ahead_stride, ahead_bytes):  # type: ignore[no-untyped-def]
+    """One panel of outputs of all rows, in tiles of as many rows as the registers hold. Strides are in bytes.
+
+    `pairs`: words of two bf16. Meanwhile the weights of the next panel, PANEL rows of `ahead_bytes`, come closer.
+    """
+    panel_stride = np.int64(PANEL * 4)
+    t = 0
+    while t + TILE_ROWS <= num_rows:
+        if t < PANEL * TILE_ROWS:
+            line = ahead + (t // TILE_ROWS) * ahead_stride
+            for offset in range(0, ahead_bytes, CACHE_LINE):
+                prefetch(line + offset)
+        rows, place = x + t * x_stride, out + t * out_stride
+        if pairs:
+            pairs_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            tile_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        t += TILE_ROWS
+    while t + 2 <= num_rows:
+        rows, place = x + t * x_stride, out + t * out_stride
+        if pairs:
+            pairs_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            tile_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        t += 2
+    if t < num_rows:
+        rows, place = x + t * x_stride, out + t * out_stride
+        if pairs:
+            pairs_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            tile_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+
+
+@inlined
+def pack(w, w_stride, kind, outputs, panel, steps):  # type: ignore[no-untyped-def]
+    """Transpose `outputs` rows and `steps` words of weights into a panel: squares in registers, edges one by one."""
+    size = 2 if kind == WIDENED else 4
+    square_outputs, square_steps = outputs // LANES * LANES, steps // LANES * LANES
+    for o in range(0, square_outputs, LANES):
+        for k in range(0, square_steps, LANES):
+            square, place = w + o * w_stride + k * size, panel + (k * PANEL + o) * 4
+            if kind == WIDENED:
+                transpose_bf16(square, w_stride, place, PANEL * 4)
+            else:
+                transpose_words(square, w_stride, place, PANEL * 4)
+    for o in range(outputs):
+        for k in range(square_steps if o < square_outputs else 0, steps):
+            place = w + o * w_stride + k * size
+            word = np.uint32(load_half(place)) << np.uint32(16) if kind == WIDENED else load_word(place)
+            store_word(np.uint32(word), panel + (k * PANEL + o) * 4)
+
+
+@inlined
+def multiply_stored(x, T, words, w, w_stride, kind, outputs, panel, out, out_stride, fresh, next_w):  # type: ignore[no-untyped-def]
+    """A panel of `outputs` rows of weights at `w` times all rows of x, block after block; `next_w` comes after it."""
+    size = np.int64(2 if kind == WIDENED else 4)
+    for start in range(0, words, BLOCK):
+        steps = min(BLOCK, words - start)
+        pack(w + start * size, w_stride, kind, outputs, panel, steps)
+        ahead, ahead_words = w + (start + BLOCK) * size, min(BLOCK, words - start - BLOCK)
+        if ahead_words <= 0:
+            ahead, ahead_words = next_w, min(BLOCK, words) if next_w else 0
+        first, block = np.int64(fresh and start == 0), x + start * T * 4
+        pairs = kind == PAIRS
+        ahead_bytes = ahead_words * size if outputs == PANEL else NOTHING
+        stride = np.int64(BLOCK * 4)
+        multiply(block, stride, T, panel, steps, out, out_stride, first, pairs, ahead, w_stride, ahead_bytes)
+
+
+@kernel
+def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  # type: ignore[no-untyped-def]
+    """out_TO = x_TD @ weights.T + bias; `blocks_BTW` holds x in blocks, `words` of them a row; `w` is an address.
+
+    No bias is one of no numbers. Threads take one panel of outputs after the other, so that a slow one takes fewer.
+    """
+    T, O = out_TO.shape  # noqa: E741 - the dimension key
+    panels, x = (O + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
+    counter = np.zeros(1, np.int64)
+    for _thread in prange(threads):
+        flush_denormals(np.int64(kind == PAIRS))
+        panel = np.zeros((BLOCK, PANEL), np.float32)
+        edge_TP = np.zeros((T if O % PANEL else 1, PANEL), np.float32)
+        index = take(counter.ctypes.data)
+        while index < panels:
+            following = take(counter.ctypes.data)
+            o = index * PANEL
+            outputs = min(PANEL, O - o)
+            # a tile writes whole panels; the last one may not be whole
+            whole = outputs == PANEL
+            place = out_TO.ctypes.data + o * 4 if whole else edge_TP.ctypes.data
+            stride = np.int64(O * 4 if whole else PANEL * 4)
+            if bias_O.size:
+                rows = out_TO[:, o:] if whole else edge_TP
+                for t in range(T):
+                    for c in range(outputs):
+                        rows[t, c] = bias_O[o + c]
+            next_w = w + following * PANEL * w_stride if (following + 1) * PANEL <= O else NOTHING
+            fresh, ours = bias_O.size == 0, w + o * w_stride
+            multiply_stored(x, T, words, ours, w_stride, kind, outputs, panel.ctypes.data, place, stride, fresh, next_w)
+            if not whole:
+                out_TO[:, o:] = edge_TP[:, :outputs]
+            index = following
+        flush_denormals(np.int64(0))
+        panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
+    counter[0] = blocks_BTW[0, 0, 0]
+
+
+@kernel
+def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  # type: ignore[no-untyped-def]
+    """out_TF = gelu(x_TD @ gate.T) * (x_TD @ up.T), panel by panel, so that neither product leaves the caches."""
+    T, F = out_TF.shape
+    panels, x = (F + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
+    counter = np.zeros(1, np.int64)
+    for _thread in prange(threads):
+        flush_denormals(np.int64(kind == PAIRS))
+        panel = np.zeros((BLOCK, PANEL), np.float32)
+        gate_TP, up_TP = np.zeros((T, PANEL), np.float32), np.zeros((T, PANEL), np.float32)
+        index = take(counter.ctypes.data)
+        stride = np.int64(PANEL * 4)
+        while index < panels:
+            following = take(counter.ctypes.data)
+            f = index * PANEL
+            outputs, ours = min(PANEL, F - f), f * w_stride
+            next_w = gate + following * PANEL * w_stride if (following + 1) * PANEL <= F else NOTHING
+            place, our_up = panel.ctypes.data, up + ours
+            multiply_stored(
+                x, T, words, gate + ours, w_stride, kind, outputs, place, gate_TP.ctypes.data, stride, True, our_up
+            )
+            multiply_stored(
+                x, T, words, our_up, w_stride, kind, outputs, place, up_TP.ctypes.data, stride, True, next_w
+            )
+            flush_denormals(np.int64(0))
+            for t in range(T):
+                gates, ups, results = gate_TP[t], up_TP[t], out_TF[t, f : f + outputs]
+                for c in range(results.size):
+                    results[c] = gelu_float32(gates[c]) * ups[c]
+            flush_denormals(np.int64(kind == PAIRS))
+            index = following
+        flush_denormals(np.int64(0))
+        panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
+    counter[0] = blocks_BTW[0, 0, 0]
+
+
+@kernel
+def float_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
+    """Cut x into blocks of BLOCK words a row, so that no two rows of a tile meet in one cache set."""
+    T, D = x_TD.shape
+    for t in prange(T):
+        for block in range(blocks_BTW.shape[0]):
+            numbers = x_TD[t, block * BLOCK : min(D, (block + 1) * BLOCK)]
+            words = blocks_BTW[block, t]
+            for k in range(numbers.size):
+                words[k] = numbers[k]
+
+
+@kernel
+def pair_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
+    """The same, rounded to bf16; `blocks_BTW` counts numbers, two a word."""
+    T, D = x_TD.shape
+    for t in prange(T):
+        for block in range(blocks_BTW.shape[0]):
+            numbers = x_TD[t, block * 2 * BLOCK : min(D, (block + 1) * 2 * BLOCK)]
+            halves = blocks_BTW[block, t]
+            for k in range(numbers.size):
+                halves[k] = bf16_bits(numbers[k])
+            if numbers.size % 2:
+                halves[numbers.size] = 0
+
+
+def cut_in_blocks(x_TD: Array, *, pairs: bool) -> tuple[Array, int]:
+    """The rows as the kernels read them, and the number of words in one."""
+    T, D = x_TD.shape
+    words = -(-D // 2) if pairs else D
+    blocks_BTW = np.empty((-(-words // BLOCK), T, BLOCK), np.uint32)
+    if pairs:
+        pair_blocks(x_TD, blocks_BTW.view(np.uint16))
+    else:
+        float_blocks(x_TD, blocks_BTW.view(np.float32))
+    return blocks_BTW, words
+
+
+def kind_of(weight_OD: Array, *, pairs: bool) -> int:
+    """What a word of the panel is."""
+    if pairs:
+        return PAIRS
+    return WIDENED if weight_OD.dtype == np.uint16 else FLOATS
+
+
+def linear_rows(blocks_BTW: Array, words: int, weight_OD: Array, bias_O: Array | None, *, pairs: bool) -> Array:
+    """Rows cut in blocks times one matrix."""
+    out_TO = np.empty((blocks_BTW.shape[1], weight_OD.shape[0]), np.float32)
+    bias_O = np.zeros(0, np.float32) if bias_O is None else np.require(widened(bias_O), requirements="CAW")
+    stride, kind = weight_OD.strides[0], kind_of(weight_OD, pairs=pairs)
+    many_rows(blocks_BTW, words, weight_OD.ctypes.data, stride, kind, bias_O, out_TO, num_threads())
+    return out_TO
+
+
+def gated_linear_rows(blocks_BTW: Array, words: int, gate_FD: Array, up_FD: Array, *, pairs: bool) -> Array:
+    """Rows cut in blocks, through GeGLU."""
+    out_TF = np.empty((blocks_BTW.shape[1], gate_FD.shape[0]), np.float32)
+    stride, kind = gate_FD.strides[0], kind_of(gate_FD, pairs=pairs)
+    gated_rows(blocks_BTW, words, gate_FD.ctypes.data, up_FD.ctypes.data, stride, kind, out_TF, num_threads())
+    return out_TF
