@@ -1,17 +1,18 @@
 """Takes the times: the machine's limits and the model's parts in turn, so that what slows one slows the other.
 
-Machines are noisy and clocks change. Each repetition measures a limit directly before the part of the model that is
-judged by it, and the share is taken within the repetition.
+Machines are noisy and clocks change. Each repetition measures a limit right beside the part of the model that is judged
+by it, and the share is taken within the repetition.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.benchmark.report import Limit, Measure, Report
+from pg2ref.benchmark.report import UNITS, Limit, Measure, Report
 from pg2ref.benchmark.work import Work, decode_work, prefill_work, vision_work
 from pg2ref.inputs.image import ImageSource
 from pg2ref.model.paligemma import encode_images, prefill, step
@@ -35,7 +36,7 @@ class Machine:
         self._kernels = machine_limits
         self.threads, self.path = compiling.num_threads(), machine_limits.path_name()
         self._words_W = np.full(READ_BYTES // 4, 1, np.uint32)  # written, or all pages would be one page of zeros
-        self.rates: dict[str, list[float]] = {"read": [], **{kind: [] for kind in ARITHMETIC}}
+        self.rates: dict[str, list[float]] = {name: [] for name in UNITS}
         self._emulated = {kind: self._kernels.multiply(kind, 1).is_emulated for kind in ARITHMETIC}
         self._kernels.read(self._words_W)
 
@@ -50,48 +51,76 @@ class Machine:
         self.rates[name].append(rate)
         return rate
 
+    def multiply_seconds(self, work: Work) -> float:
+        """How long the operations would take at the peak of each kind, now."""
+        return sum(count / self.measure(kind) for kind, count in work.operations.items())
+
+    def read_seconds(self, work: Work) -> float:
+        """How long reading would take, now."""
+        return work.bytes_read / self.measure("read")
+
     def limits(self) -> tuple[Limit, ...]:
         """All that was measured."""
         return tuple(Limit(name, tuple(rates), self._emulated.get(name, False)) for name, rates in self.rates.items())
 
 
 class Parts:
-    """The model's parts on one image and prompt, each a call that returns its seconds."""
+    """The model's parts on one image and prompt. Made by running each once, so that all is compiled and in memory."""
 
     def __init__(self, model: "Model", image: ImageSource, prompt: str, new_tokens: int) -> None:
         self.numbers, self.new_tokens = model.numbers, new_tokens
         prepared = model.prepare(image, prompt)
         self.pixel_values, self.prompt_ids = prepared.pixel_values, prepared.prompt_ids
-        precision = str(model.described["dtype"])
-        self._length = len(self.prompt_ids)
-        self._embeddings_ID = encode_images(self.numbers, self.pixel_values)
-        self._cache = self._new_cache()
-        prefill(self.numbers, self._embeddings_ID, self.prompt_ids, self._cache)
-        middle = self._new_cache()
-        middle.length = self._length + (new_tokens - 1) // 2
+        self.encode()
+        self.prefill()
+        self.step()
+        precision, length = str(model.described["dtype"]), len(self.prompt_ids)
+        self._cache.length = length + (new_tokens - 1) // 2  # of the tokens decoded, the one in the middle
         self.work: Mapping[str, Work] = {
             "vision": vision_work(self.numbers, precision),
-            "prefill": prefill_work(self.numbers, self._length, precision),
-            "decode": decode_work(self.numbers, middle, precision),
+            "prefill": prefill_work(self.numbers, length, precision),
+            "decode": decode_work(self.numbers, self._cache, precision),
         }
 
-    def run(self, name: str) -> float:
-        """Seconds of one pass; decoding, after a prefill, makes all tokens and returns the mean of one."""
-        started = time.perf_counter()
-        if name == "vision":
-            self._embeddings_ID = encode_images(self.numbers, self.pixel_values)
-        elif name == "prefill":
-            self._cache = self._new_cache()
-            prefill(self.numbers, self._embeddings_ID, self.prompt_ids, self._cache)
-        else:
-            self._cache.length = self._length
-            for _ in range(self.new_tokens):
-                step(self.numbers, [self.prompt_ids[-1]], [self._cache])
-        passes = self.new_tokens if name == "decode" else 1
-        return (time.perf_counter() - started) / passes
+    def encode(self) -> None:
+        """Pixels to image embeddings."""
+        self._embeddings_ID = encode_images(self.numbers, self.pixel_values)
 
-    def _new_cache(self) -> Any:
-        return self.numbers.empty_cache(self._length + self.new_tokens, self._length)
+    def prefill(self) -> None:
+        """Read the prompt into a new cache, up to the scores of the first token."""
+        length = len(self.prompt_ids)
+        self._cache = self.numbers.empty_cache(length + self.new_tokens, length)
+        prefill(self.numbers, self._embeddings_ID, self.prompt_ids, self._cache)
+
+    def step(self) -> None:
+        """Decode one token more; which one makes no difference to the time."""
+        step(self.numbers, [self.prompt_ids[-1]], [self._cache])
+
+
+def seconds_of(call: Callable[[], None]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def measure_part(machine: Machine, parts: Parts, name: str) -> tuple[float, float]:
+    """Seconds of one pass, and of its work at the machine's limit.
+
+    Arithmetic is measured before and after, and the better one counts: a dip in one of them must not flatter the
+    model. Bandwidth changes with what the neighbours on the memory do, from one moment to the next: it is measured
+    between any two tokens, and means are compared.
+    """
+    work = parts.work[name]
+    if name != "decode":
+        before = machine.multiply_seconds(work)
+        seconds = seconds_of(parts.encode if name == "vision" else parts.prefill)
+        return seconds, min(before, machine.multiply_seconds(work))
+    limits, taken = [], []
+    for _ in range(parts.new_tokens):
+        limits.append(machine.read_seconds(work))
+        taken.append(seconds_of(parts.step))
+    return fmean(taken), fmean(limits)
 
 
 def synthetic_image(side_px: int = 640) -> Array:
@@ -129,18 +158,13 @@ def bench_model(
     machine = Machine()
     on_step("warming up", 0, repeat)
     parts = Parts(model, synthetic_image() if image is None else image, prompt, new_tokens)
-    parts.run("decode")
-    seconds: dict[str, list[float]] = {name: [] for name in parts.work}
-    limit_seconds: dict[str, list[float]] = {name: [] for name in parts.work}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in parts.work}
     for repetition in range(repeat):
-        for name, work in parts.work.items():
+        for kind in ARITHMETIC:
+            machine.measure(kind)
+        for name in parts.work:
             on_step(f"measuring {name}", repetition, repeat)
-            if name == "decode":
-                limit_seconds[name].append(work.bytes_read / machine.measure("read"))
-            else:
-                rates = {kind: machine.measure(kind) for kind in ARITHMETIC}
-                limit_seconds[name].append(sum(n / rates[kind] for kind, n in work.operations.items()))
-            seconds[name].append(parts.run(name))
+            found[name].append(measure_part(machine, parts, name))
     image_tokens = model.config.vision.num_image_tokens
     return Report(
         machine.threads,
@@ -156,7 +180,5 @@ def bench_model(
             "text_tokens": len(parts.prompt_ids) - image_tokens,
             "new_tokens": new_tokens,
         },
-        measures=tuple(
-            Measure(name, work, tuple(seconds[name]), tuple(limit_seconds[name])) for name, work in parts.work.items()
-        ),
+        measures=tuple(Measure(name, work, *zip(*found[name], strict=True)) for name, work in parts.work.items()),
     )

@@ -47,7 +47,10 @@ def draw(report: Report) -> Image.Image:
     picture = Image.new("RGB", (WIDTH_PX, TITLE_PX + len(bars) * ROW_PX + TITLE_PX), PAPER)
     pen = ImageDraw.Draw(picture)
     text, small = ImageFont.load_default(TEXT_PX), ImageFont.load_default(SMALL_PX)
-    pen.text((MARGIN_PX, 20), report.model_heading() or "limits of this machine", INK, text)
+    heading = report.model_heading() or "limits of this machine"
+    room = WIDTH_PX - 2 * MARGIN_PX
+    fitting = ImageFont.load_default(min(TEXT_PX, TEXT_PX * room / pen.textlength(heading, text)))
+    pen.text((MARGIN_PX, 20), heading, INK, fitting)
     pen.text((MARGIN_PX, 50), report.heading(), FAINT, small)
     left = MARGIN_PX + NAME_PX
     for row, bar in enumerate(bars):

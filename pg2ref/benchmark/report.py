@@ -49,7 +49,7 @@ class Measure:
     name: str  # vision, prefill, decode
     work: Work  # of one pass
     seconds: tuple[float, ...]  # of one pass, each repetition
-    limit_seconds: tuple[float, ...]  # the same work at the limits, as measured directly before each repetition
+    limit_seconds: tuple[float, ...]  # the same work at the limits, as measured beside each repetition
 
     @property
     def median_seconds(self) -> float:
