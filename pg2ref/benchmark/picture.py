@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from pg2ref.benchmark.report import Limit, Measure, Report
-from pg2ref.errors import UsageError
+from pg2ref.errors import Pg2RefError, UsageError
 
 WIDTH_PX, MARGIN_PX = 1000, 30
 NAME_PX, BAR_PX, ROW_PX = 110, 470, 54  # the column of names, the full bar, the distance of two bars
@@ -79,21 +79,27 @@ def _limit_in_words(limit: Limit) -> str:
     return f"{limit.name}{' (emulated)' if limit.is_emulated else ''} {limit.rate / 1e9:.1f} {limit.unit}"
 
 
-def save(report: Report, path: Path) -> None:
-    """Draw, write to a temporary name beside `path`, rename.
-
-    Raises:
-        UsageError: the folder cannot be written, or the name's ending is no picture's that Pillow writes.
-    """
+def check_path(path: Path) -> None:
+    """Raises UsageError where no picture could be written: worth knowing before anything is measured."""
     if path.suffix.lower() not in Image.registered_extensions():
         raise UsageError(
             f"--plot {path}: expected the name of a picture, `bench.png` say, got the ending {path.suffix!r}"
         )
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot {path}: expected a folder that exists, {path.parent} does not; make it first")
+
+
+def save(report: Report, path: Path) -> None:
+    """Draw, write to a temporary name beside `path`, rename.
+
+    Raises:
+        Pg2RefError: the file system refuses.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         draw(report).save(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise UsageError(f"--plot {path}: expected a folder to write in, got {error.strerror or error}") from None
+        raise Pg2RefError(f"--plot {path}: expected a place to write to, got {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)

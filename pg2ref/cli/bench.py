@@ -54,8 +54,11 @@ def command(
     """
     if name is None and (image or prompt or precision):
         raise UsageError("--image, --prompt and --precision are a model's: add -m FOLDER")
+    from pg2ref.benchmark import picture
     from pg2ref.benchmark.measure import DEFAULT_PROMPT, bench_machine, bench_model
 
+    if plot is not None:
+        picture.check_path(plot)
     line = ProgressLine(enabled=not quiet)
     try:
         if name is None:
@@ -71,6 +74,4 @@ def command(
         line.clear()
     click.echo(report.to_json() if as_json else report.to_table())
     if plot is not None:
-        from pg2ref.benchmark.picture import save
-
-        save(report, plot)
+        picture.save(report, plot)
