@@ -115,9 +115,9 @@ def contests(folders: Folders) -> Iterator[Contest]:
         yield Contest(("pg2ref", large, BF16), ("transformers", large, BF16), parts)
     if folders.plain:
         yield Contest(("pg2ref", plain, F32), ("transformers", plain, F32), {"prefill f32": "prefill"})
-    for name, folder in (("int8", folders.int8), ("int4", folders.int4)):
+    quantized = {"prefill int8": "prefill", "decode int8": "decode"}, {"decode int4": "decode"}
+    for folder, parts in zip((folders.int8, folders.int4), quantized, strict=True):
         if folder and folders.plain:
-            parts = {f"prefill {name}": "prefill", f"decode {name}": "decode"}
             yield Contest(("pg2ref", str(folder), BF16), ("pg2ref", plain, BF16), parts)
 
 
