@@ -41,6 +41,7 @@ def test_the_model_is_measured_as_shares_of_the_limits(run: Run, small_folder: P
     assert report["machine"]["cpu"]
     assert {name: limit["unit"] for name, limit in report["limits"].items()} == {
         "read": "GB/s",
+        "mapped": "GB/s",
         "f32": "GFLOP/s",
         "bf16": "GFLOP/s",
         "int8": "GOP/s",
@@ -52,7 +53,8 @@ def test_the_model_is_measured_as_shares_of_the_limits(run: Run, small_folder: P
         assert min(*part["runs_ms"], *part["limit_ms"], part["share"], part["rate"], part["bytes"]) > 0
         assert part["limited_by"] == ("read" if name == "decode" else "bf16")
     assert all(rate > 0 for limit in report["limits"].values() for rate in limit["runs"])
-    assert len(report["limits"]["read"]["runs"]) == 2 * 3  # between any two tokens
+    for name in ("read", "mapped"):
+        assert len(report["limits"][name]["runs"]) == 2 * 3  # between any two tokens
     assert report["versions"]["numba"]
 
 

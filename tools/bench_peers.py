@@ -191,6 +191,8 @@ def shares(folder: Path, repeat: int, environment: Mapping[str, str]) -> Iterato
         part, most = report["measures"][name], report["limits"]["read" if name == "decode" else BF16]
         runs = [100 * least / taken for least, taken in zip(part["limit_ms"], part["runs_ms"], strict=True)]
         note = f"limit {most['median']:,.1f} {most['unit']}"
+        if name == "decode":
+            note += f", of the mapped files {report['limits']['mapped']['median']:,.1f}"
         yield Row(f"{name} share of {limit}", Side("pg2ref bf16", runs, "%"), note=note)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.benchmark.report import UNITS, Limit, Measure, Report
+from pg2ref.benchmark.report import Limit, Measure, Report
 from pg2ref.benchmark.work import Work, decode_work, prefill_work, vision_work
 from pg2ref.inputs.image import ImageSource
 from pg2ref.model.paligemma import encode_images, prefill, step
@@ -30,21 +30,23 @@ OnStep = Callable[[str, int, int], None]  # what is done, step, of how many
 class Machine:
     """Measures limits and keeps what it found."""
 
-    def __init__(self) -> None:
+    def __init__(self, mapped_W: Array | None = None) -> None:
         from pg2ref.kernels import compiling, machine_limits  # Numba is imported here
 
         self._kernels = machine_limits
         self.threads, self.path = compiling.num_threads(), machine_limits.path_name()
-        self._words_W = np.full(READ_BYTES // 4, 1, np.uint32)  # written, or all pages would be one page of zeros
-        self.rates: dict[str, list[float]] = {name: [] for name in UNITS}
+        anonymous_W = np.full(READ_BYTES // 4, 1, np.uint32)  # written, or all pages would be one page of zeros
+        self._words = {"read": anonymous_W} | ({} if mapped_W is None else {"mapped": mapped_W})
+        self.rates: dict[str, list[float]] = {name: [] for name in (*self._words, *ARITHMETIC)}
         self._emulated = {kind: self._kernels.multiply(kind, 1).is_emulated for kind in ARITHMETIC}
-        self._kernels.read(self._words_W)
+        for words_W in self._words.values():
+            self._kernels.read(words_W)
 
     def measure(self, name: str) -> float:
         """One limit, now: bytes or operations a second."""
         started = time.perf_counter()
-        if name == "read":
-            amount = self._kernels.read(self._words_W)
+        if name in self._words:
+            amount = self._kernels.read(self._words[name])
         else:
             amount = self._kernels.multiply(name, MULTIPLY_TURNS).operations
         rate = amount / (time.perf_counter() - started)
@@ -119,6 +121,7 @@ def measure_part(machine: Machine, parts: Parts, name: str) -> tuple[float, floa
     limits, taken = [], []
     for _ in range(parts.new_tokens):
         limits.append(machine.read_seconds(work))
+        machine.measure("mapped")
         taken.append(seconds_of(parts.step))
     return fmean(taken), fmean(limits)
 
@@ -127,6 +130,13 @@ def synthetic_image(side_px: int = 640) -> Array:
     """A picture to read, `image_YXC` of uint8; times do not depend on what it shows."""
     y, x = np.mgrid[:side_px, :side_px]
     return np.stack([x * 255 // side_px, y * 255 // side_px, (x ^ y) & 255], -1).astype(np.uint8)
+
+
+def largest_weight(model: "Model") -> Array:
+    """The largest stored tensor as words, at most READ_BYTES of it, from the first whole word on."""
+    largest = max(model.checkpoint.tensors.values(), key=lambda tensor: tensor.nbytes).reshape(-1).view(np.uint8)
+    whole = largest[-largest.ctypes.data % 4 :][:READ_BYTES]
+    return whole[: len(whole) // 4 * 4].view(np.uint32)
 
 
 def bench_machine(repeat: int, on_step: OnStep) -> Report:
@@ -155,8 +165,8 @@ def bench_model(
     Raises:
         InputError: the image or the prompt cannot be read.
     """
-    machine = Machine()
     on_step("warming up", 0, repeat)
+    machine = Machine(largest_weight(model))
     parts = Parts(model, synthetic_image() if image is None else image, prompt, new_tokens)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in parts.work}
     for repetition in range(repeat):

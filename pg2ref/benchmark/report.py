@@ -15,14 +15,18 @@ from pg2ref.benchmark.work import Work
 from pg2ref.outputs.result import versions
 
 SCHEMA = "pg2ref/bench/1"
-UNITS = {"read": "GB/s", "f32": "GFLOP/s", "bf16": "GFLOP/s", "int8": "GOP/s"}
+UNITS = {"read": "GB/s", "mapped": "GB/s", "f32": "GFLOP/s", "bf16": "GFLOP/s", "int8": "GOP/s"}
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What the machine can do: bytes read from memory, or operations of one kind, a second."""
+    """What the machine can do: bytes read from memory, or operations of one kind, a second.
 
-    name: str  # read, f32, bf16, int8
+    `read` is of anonymous memory, in the largest pages there are; `mapped` of the largest weight where it lies in the
+    mapped file, from where the kernels read it too.
+    """
+
+    name: str  # read, mapped, f32, bf16, int8
     rates: tuple[float, ...]  # of each measurement
     is_emulated: bool  # the processor lacks the instruction: others stand in for it
 
