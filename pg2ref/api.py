@@ -2,11 +2,9 @@
 
 import hashlib
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,7 +22,7 @@ from pg2ref.inputs.prompt import prompt_ids
 from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
 from pg2ref.model.backend import has_bf16_dot, operations
 from pg2ref.model.paligemma import PaliGemma, encode_images, prefill
-from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token
+from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token, versions
 from pg2ref.policy import PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
 from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
 
@@ -343,8 +341,7 @@ class Answer:
                 decode_tok_s=(len(self.events) - 1) / decode_seconds if decode_seconds else None,
             ),
             warnings=self.warnings,
-            versions={name: version(name) for name in ("pg2ref", "numpy", "pillow", "numba")}
-            | {"python": platform.python_version()},
+            versions=versions(),
         )
 
 

@@ -17,6 +17,7 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "generate": "pg2ref.cli.generate",
     "inspect": "pg2ref.cli.inspect",
     "tokenize": "pg2ref.cli.tokenize",
+    "bench": "pg2ref.cli.bench",
 }
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE: whoever read our output has closed it

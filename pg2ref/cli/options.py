@@ -38,6 +38,16 @@ def _limit_threads(ctx: click.Context, parameter: click.Parameter, threads: int 
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    is_eager=True,
+    expose_value=False,
+    callback=_limit_threads,
+    help="Threads for matrix products; all cores by default.",
+)
+
+
 def computation_options(command: Command) -> Command:
     """How to compute: precision, backend, threads, and the choices where libraries differ."""
     options = [
@@ -53,14 +63,7 @@ def computation_options(command: Command) -> Command:
             help="numba: the kernels, compiled once on first use; numpy: the reference, many times slower. "
             "Default: numba, but numpy for f64.",
         ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            is_eager=True,
-            expose_value=False,
-            callback=_limit_threads,
-            help="Threads for matrix products; all cores by default.",
-        ),
+        threads_option,
         click.option(
             "--preset",
             type=click.Choice(list(PRESETS)),

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pg2ref.api import Model
@@ -44,6 +44,8 @@ class LayerProgress:
     """A tap (trace.py) that moves the line on at the end of each layer of reading images and prompt."""
 
     def __init__(self, line: ProgressLine, model: "Model", num_images: int) -> None:
+        from pg2ref.benchmark.work import stored_bytes  # NumPy, only now: options.py sets its threads first
+
         self.line, self.num_images = line, num_images
         self.layers = {
             "vision": model.config.vision.num_hidden_layers * num_images,
@@ -51,8 +53,8 @@ class LayerProgress:
         }
         params = model.numbers.params
         self.layer_bytes = {
-            "vision": _nbytes(params.vision_tower.layers[0]),
-            "text": _nbytes(params.language_model.layers[0]),
+            "vision": stored_bytes(params.vision_tower.layers[0]),
+            "text": stored_bytes(params.language_model.layers[0]),
         }
         self.done = {"vision": 0, "text": 0}
         self.read: set[tuple[str, str]] = set()  # a second image passes through the same layers
@@ -78,8 +80,3 @@ class LayerProgress:
         label = "reading image" if tower == "vision" else "reading prompt"
         detail = f"layer {self.done[tower]}/{total}, {read / 1e9:.1f} GB of weights"
         self.line.show(label, self.done[tower], total, detail)
-
-
-def _nbytes(weights: Any) -> int:
-    """Bytes of an array or quantised matrix, or of all of them in nested tuples."""
-    return int(weights.nbytes) if hasattr(weights, "nbytes") else sum(map(_nbytes, weights))

@@ -64,7 +64,7 @@ REFERENCE_BF16 = reference(ops.linear_bf16, ops.attend_bf16)
 
 @cache
 def fast(precision: str) -> Ops:
-    """The kernels of pg2ref.kernels; Numba is imported here and nowhere else."""
+    """The kernels of pg2ref.kernels; Numba is imported here, when somebody asks for them."""
     from pg2ref.kernels import attention, elementwise, linear, quantized
 
     is_bf16 = precision == "bf16"

@@ -4,7 +4,9 @@ Fields are only ever added within a version of the schema.
 """
 
 import json
+import platform
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 SCHEMA = "pg2ref/result/1"
@@ -90,3 +92,10 @@ class Result:
     def to_json(self) -> str:
         """One line of JSON in ASCII, which no terminal, pipe or odd file name can spoil."""
         return json.dumps(self.to_dict())
+
+
+def versions() -> dict[str, str]:
+    """What computed: the libraries whose version may change numbers or times."""
+    return {name: version(name) for name in ("pg2ref", "numpy", "pillow", "numba")} | {
+        "python": platform.python_version()
+    }

@@ -1,0 +1,113 @@
+"""tools/bench_peers.py and its table: ratios, bars, the README's block, which folder serves what, and a small run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from peer_table import BARS, BEGIN, END, Bar, Row, Side, markdown_table, plain_table, replace_block
+
+OWN, PEER = Side("pg2ref bf16", [3.0, 1.0, 2.0], "ms"), Side("Transformers bf16", [4000.0, 8000.0, 5000.0], "ms")
+RATIO = Row("decode bf16", OWN, PEER)
+ALONE = Row("anonymous memory", Side("pg2ref bf16", [401.0], "MB"), note="peak")
+
+
+def test_a_ratio_is_that_of_the_medians() -> None:
+    assert RATIO.value == 2 / 5000
+    assert ALONE.value == 401
+
+
+@pytest.mark.parametrize(
+    ("bar", "value", "met"),
+    [
+        (Bar(0.45), 0.45, True),
+        (Bar(0.45), 0.46, False),
+        (Bar(90, is_least=True), 90.0, True),
+        (Bar(90, is_least=True), 89.0, False),
+    ],
+)
+def test_a_bar_is_met_or_missed(bar: Bar, value: float, met: bool) -> None:
+    row = Row("x", Side("pg2ref", [value], "%"))
+    assert bar.is_met(row) is met
+    assert ("ok" if met else "missed") in plain_table([row], {"x": bar})
+    assert row.to_dict({"x": bar})["met"] is met
+
+
+def test_the_plain_table_has_both_sides_and_no_verdict_unless_asked() -> None:
+    lines = plain_table([RATIO, ALONE], {}).splitlines()
+    assert lines[0].split() == "decode bf16 pg2ref bf16 2.0 ms Transformers bf16 5,000 ms ratio 0.00".split()
+    assert lines[1].split() == "anonymous memory pg2ref bf16 401 MB peak".split()
+    judged = plain_table([RATIO, ALONE], BARS).splitlines()
+    assert judged[0].endswith("ok (<= 0.45)")
+    assert judged[1].endswith("missed (<= 400)   peak")
+
+
+def test_the_markdown_table_has_as_many_cells_in_each_row() -> None:
+    heading, _, *rows = markdown_table([RATIO, ALONE], "A machine.").splitlines()
+    assert heading == "A machine."
+    assert {row.count("|") for row in rows} == {6}
+    assert rows[2] == "| decode bf16 | 2.0 ms | Transformers bf16 | 5,000 ms | 0.00 |"
+
+
+def test_the_block_alone_is_replaced() -> None:
+    text = f"before\n{BEGIN}\nold\nold too\n{END}\nafter {{1}} \\1\n"
+    replaced = replace_block(text, r"new \1")
+    assert replaced == f"before\n{BEGIN}\nnew \\1\n{END}\nafter {{1}} \\1\n"
+    assert replace_block(replaced, "newer").count(BEGIN) == 1
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"])
+def test_a_readme_without_its_marks_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected one <!-- bench:begin -->"):
+        replace_block(text, "new")
+
+
+def test_the_readme_has_the_marks() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert replace_block(readme, "")
+
+
+def test_a_folder_is_known_by_what_it_holds(small_folder: Path) -> None:
+    import bench_peers
+    import click
+
+    assert bench_peers.sort_folders([small_folder]) == (small_folder, None, None, None)
+    with pytest.raises(click.UsageError, match="give one of each kind"):
+        bench_peers.sort_folders([small_folder, small_folder])
+
+
+def test_each_contest_names_measures_that_have_a_bar() -> None:
+    import bench_peers
+
+    folders = bench_peers.Folders(*(Path(name) for name in ("plain", "large", "int8", "int4")))
+    found = [measure for contest in bench_peers.contests(folders) for measure in contest.parts]
+    assert set(found) <= set(bench_peers.MEASURES)
+    assert len(found) == len(set(found)) == 8
+    assert not list(bench_peers.contests(bench_peers.Folders(None, None, Path("int8"), None)))
+
+
+def test_the_memory_of_a_process_is_its_peak() -> None:
+    import bench_peers
+
+    program = "import time; b = bytearray(b'x') * 50_000_000; time.sleep(0.1); del b; time.sleep(0.05)"
+    assert 50 < bench_peers.peak_anonymous_mb([sys.executable, "-c", program], {}) < 100
+
+
+@pytest.mark.parity
+def test_both_sides_are_measured_in_turn(small_folder: Path, tmp_path: Path) -> None:
+    import bench_peers
+
+    output, readme = tmp_path / "results.json", tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    arguments = [small_folder, "--repeat", 2, "--new-tokens", 2, "--measures", "decode bf16", "-o", output]
+    ran = CliRunner().invoke(bench_peers.main, [*map(str, arguments), "--readme", str(readme)])
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(output.read_text())
+    assert report["schema"] == "pg2ref/bench-peers/1"
+    (row,) = report["rows"]
+    assert row["own"]["name"] == "pg2ref bf16"
+    assert row["peer"]["name"].startswith("Transformers 5.23.0 bf16")
+    assert len(row["own"]["runs"]) == len(row["peer"]["runs"]) == 2
+    assert row["value"] > 0
+    assert "| decode bf16 |" in readme.read_text()
