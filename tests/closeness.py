@@ -30,6 +30,11 @@ BOUNDS: dict[str, Bound] = {
     "softmax": Bound(factor=2, seen=0.50),
     "rotate": Bound(factor=2, seen=0.54),
     "attend": Bound(factor=2.5, seen=0.66),
+    # Quantised matrices against the oracle with inputs rounded to int8: whole products are exact, what rounds are a
+    # group's sum times two scales and the sums over groups.
+    "quantised linear": Bound(factor=1, seen=0.25),
+    # What that rounding changes of exact products, in units of half a step for each input: 1 is certain.
+    "quantised inputs": Bound(factor=1, seen=0.25, note="no eps: a share of a bound that holds for each output"),
     # One way of decoding against another: with the cache and without, together and alone.
     "decode": Bound(factor=40, seen=12.4),
     # Whole towers: rounding is amplified from layer to layer, most where scores are sharp and no cap holds them.
