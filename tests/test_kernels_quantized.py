@@ -53,7 +53,8 @@ def test_products(
     bias_O = normal(rng, outputs) if with_bias else None
     out_TO = TABLES[table](bits).linear(x_TD, matrix, bias_O)
     assert out_TO.dtype == np.float32
-    assert_close(out_TO, exact_linear(x_TD, matrix, bias_O), "quantised linear", terms=-(-inputs // 32) + 3)
+    sums = inputs if table == "numpy" else -(-inputs // 32)
+    assert_close(out_TO, exact_linear(x_TD, matrix, bias_O), "quantised linear", terms=sums + 3)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

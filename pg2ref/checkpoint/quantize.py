@@ -3,6 +3,10 @@
 What lies in the new folder is said in manifest.py and, of a single matrix, in quantized.py. Every matrix of the
 language model is quantised, embedding and head included; those of the vision tower and the projector are rounded to
 bf16, or quantised to 8 bits; norms, biases, positions and the patch embedding stay as they are.
+
+Why the vision tower is bf16 unless asked: measured on random weights of 3b-224 with an int8 language model, its 8 bits
+save 0.39 of 3.61 GB and a quarter of the image's time (0.9 of 1.2 s on two cores), and make the error of the image
+embeddings four times as large (0.025 for 0.006, relative) and that of the final norm nearly twice (0.100 for 0.058).
 """
 
 import os
