@@ -219,7 +219,7 @@ def test_places_that_cannot_be_taken(small_folder: Path, tmp_path: Path) -> None
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="exists, expected a new folder"):
         write(small_folder, tmp_path / "file")
-    with pytest.raises(UsageError, match="there is no folder .*nowhere; make it first"):
+    with pytest.raises(UsageError, match=r"there is no folder .*nowhere; make it first"):
         write(small_folder, tmp_path / "nowhere" / "out")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -231,7 +231,7 @@ def test_the_loader_insists_on_the_manifest(small_folder: Path, tmp_path: Path) 
     out = write(small_folder, tmp_path / "out")
     text = json.loads((out / MANIFEST_NAME).read_text())
     (out / MANIFEST_NAME).write_text(json.dumps(text | {"to": "int8"}))
-    with pytest.raises(CheckpointError, match="wrong type .*expected int8, got int4"):
+    with pytest.raises(CheckpointError, match=r"wrong type .*expected int8, got int4"):
         load_checkpoint(out)
     del text["tensors"][EMBEDDING]
     (out / MANIFEST_NAME).write_text(json.dumps(text))

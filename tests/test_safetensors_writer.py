@@ -89,9 +89,14 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path: Path) -> None
     path, one = tmp_path / "model.safetensors", {"a": np.zeros(4, np.float32)}
     write(path, one)
     before = path.read_bytes()
-    with pytest.raises(KeyboardInterrupt), new_tensor_file(path, planned(one)) as put:
-        put("a", np.ones(2, np.float32))
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with new_tensor_file(path, planned(one)) as put:
+            put("a", np.ones(2, np.float32))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert [found.name for found in tmp_path.iterdir()] == ["model.safetensors"]
     assert path.read_bytes() == before
 

@@ -33,7 +33,7 @@ from pg2ref.quantized import BLOCK, GROUP, HIGHEST, LOWEST, WORD, ZERO
 
 LOC_AND_SEG = 1024 + 128
 CHUNK = 1 << 24
-CODE_DEVIATION = {8: 48, 4: 3.2}  # near that of normal weights in groups of 32: nearly all codes occur
+CODE_DEVIATION = {8: 48, 4: 3.2}  # near that of normal weights in groups of 32
 
 # Mean and deviation of w in 1 + w. A small gain behind attention keeps a token's own voice above the image's, or
 # every answer would be one token again and again; a last norm around 0 keeps the tied head from naming the token

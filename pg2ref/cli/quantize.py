@@ -107,10 +107,9 @@ def write(name: str, out: Path, to: str, vision: str) -> dict[str, Any]:
 
 def compare(name: str, out: Path, images: tuple[str, ...], prompt: str, max_new_tokens: int) -> "Report":
     """The report on what is in `out`."""
-    from pg2ref.api import load
-    from pg2ref.evaluation.quantization import report
+    from pg2ref.evaluation.quantization import open_pair, report
 
-    source, quantized = load(name, precision="f32"), load(out)
+    source, quantized = open_pair(name, out)
     with Counter("comparing", source.checkpoint.total_bytes) as count:
         return report(source, quantized, images, prompt, max_new_tokens=max_new_tokens, on_bytes=count)
 

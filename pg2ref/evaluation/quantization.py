@@ -5,13 +5,16 @@ The source is computed in float32, the quantised checkpoint as it is by default:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pg2ref.api import Model, Prepared
+from pg2ref.api import Model, Prepared, load
 from pg2ref.arrays import Array, widen
 from pg2ref.checkpoint.loader import Checkpoint
+from pg2ref.checkpoint.locate import locate
+from pg2ref.checkpoint.manifest import read_manifest
 from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.tensor_table import canonical_name
 from pg2ref.errors import UsageError
@@ -98,6 +101,28 @@ def is_reported(stage: str) -> bool:
     return ends or stage in ("vision/post_layernorm", "text/final_norm")
 
 
+def open_pair(source_name: str, quantized_folder: Path) -> tuple[Model, Model]:
+    """The two that `report` compares: the source in f32, so that its own rounding adds nothing.
+
+    Raises:
+        UsageError: one is not quantised, or the other is, or they are not of one shape.
+    """
+    quantized = load(quantized_folder)
+    if quantized.checkpoint.manifest is None:
+        raise UsageError(f"{quantized_folder}: expected a checkpoint that `pg2ref quantize` has written")
+    if read_manifest(locate(source_name)) is not None:
+        raise UsageError(
+            f"{source_name}: quantised itself, expected the checkpoint that {quantized_folder} was made from"
+        )
+    source = load(source_name, precision="f32")
+    if source.config != quantized.config:
+        raise UsageError(
+            f"{quantized_folder} is no quantised {source_name}: their config.json differ; name the checkpoint it was "
+            "made from"
+        )
+    return source, quantized
+
+
 def report(
     source: Model,
     quantized: Model,
@@ -107,26 +132,10 @@ def report(
     max_new_tokens: int = 16,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Report:
-    """Compare; each image is asked the prompt by itself.
+    """Compare what `open_pair` has opened; each image is asked the prompt by itself.
 
-    Args:
-        source: opened in f32, so that its own rounding adds nothing.
-        quantized: what was made of it.
-        images: one or several.
-        prompt: the task.
-        max_new_tokens: places of the answer that are compared.
-        on_bytes: hears how many bytes of the source's weights have been compared.
-
-    Raises:
-        UsageError: the two are not of one shape, or the second is not quantised.
+    `max_new_tokens` places of each answer are compared; `on_bytes` hears how many bytes of the source's weights are.
     """
-    if quantized.checkpoint.manifest is None:
-        raise UsageError(f"{quantized.checkpoint.folder}: expected a checkpoint that `pg2ref quantize` has written")
-    if source.config != quantized.config:
-        raise UsageError(
-            f"{quantized.checkpoint.folder} is no quantised {source.checkpoint.folder}: their config.json differ; "
-            "name the checkpoint it was made from"
-        )
     weights = tuple(weight_errors(source.checkpoint, quantized.checkpoint, on_bytes))
     errors = StageErrors()
     scores = tuple(compare_answers(source, quantized, image, prompt, max_new_tokens, errors) for image in images)
