@@ -523,10 +523,6 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
 }
 # a line for each tensor that does not fit
 MANY_LINES = {"weights of another resolution", "another depth", "manifest of another type"}
-    "weights of another resolution",
-    "another depth",
-    "manifest of another type",
-}  # a line for each tensor that does not fit
 
 
 @pytest.fixture(scope="module")
