@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pg2ref.kernels.compiling import kernel, num_threads
-from pg2ref.kernels.linear import Array
+from pg2ref.kernels.stored import Array
 from pg2ref.kernels.simd.cpu import Cpu, cpu
 from pg2ref.kernels.simd.machine import flush_denormals
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32, INT8_QUADS

@@ -22,6 +22,7 @@ BLOCK = (
 TILE_ROWS = 12 if cpu().registers == 32 else 4
 SHARE = 4  # blocks of outputs that a thread takes at a time
 MOST_CODE = np.float32(127)
+SMALLEST_INPUT = np.float32(2.0**-100)  # a group of smaller ones is taken for 0: MOST_CODE over them might overflow
 
 int8_all, int8_two, int8_one = (make_group_tile(cpu(), 8, rows) for rows in (TILE_ROWS, 2, 1))
 int4_all, int4_two, int4_one = (make_group_tile(cpu(), 4, rows) for rows in (TILE_ROWS, 2, 1))
@@ -39,7 +40,7 @@ def quantize_rows(x_TD, zero, codes_BTX, scales_BTG, corrections_BTG):  # type: 
             largest = np.float32(0)
             for k in range(numbers.size):
                 largest = max(largest, abs(numbers[k]))
-            inverse = MOST_CODE / largest if largest > 0 else np.float32(0)
+            inverse = MOST_CODE / largest if largest >= SMALLEST_INPUT else np.float32(0)
             total = np.int32(0)
             for k in range(numbers.size):
                 code = np.int32(np.rint(numbers[k] * inverse))

@@ -20,7 +20,7 @@ from pg2ref.generation.sampling import make_sampler
 from pg2ref.inputs.image import ImageSource, pixel_values, read_image
 from pg2ref.inputs.prompt import prompt_ids
 from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
-from pg2ref.model.backend import has_bf16_dot, operations
+from pg2ref.model.backend import choose_precision, operations
 from pg2ref.model.paligemma import PaliGemma, encode_images, prefill
 from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token, versions
 from pg2ref.policy import PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
@@ -45,8 +45,9 @@ def load(
     Args:
         name: a folder with config.json, or `org/name[@revision]`.
         precision: `f32` activations and sums; `bf16`, the same but rounded before each linear layer; `f64`, the truth
-            that judges both. By default `bf16` where the kernels run, the processor multiplies bf16 in one
-            instruction and the weights are bf16, else `f32`.
+            that judges both; `int8` and `int4`, integer products, for checkpoints that are quantised so. By default
+            what the kernels are quickest with: the type of quantised weights, `bf16` where the processor multiplies
+            bf16 in one instruction and the weights are bf16, else `f32`.
         backend: `numba`, the kernels, compiled on first use, or `numpy`, the reference: the default for `f64`.
         preset: whose choice to follow where libraries differ: transformers, big_vision, keras, gemma_cpp.
         resize: one choice apart from the preset's; see inputs/image.py.
@@ -55,7 +56,7 @@ def load(
     Raises:
         ModelNotAvailableError: there is nothing under that name.
         CheckpointError: the files contradict each other.
-        UsageError: an option has no such value.
+        UsageError: an option has no such value, or the weights cannot be computed with so.
     """
     started = time.perf_counter()
     if name is None:
@@ -72,9 +73,7 @@ def load(
     checkpoint = load_checkpoint(folder)
     tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
     check_vocabulary(checkpoint, tokenizer.vocab_size)
-    if precision is None:
-        fast_bf16 = backend == "numba" and checkpoint.weight_type == "bf16" and has_bf16_dot()
-        precision = "bf16" if fast_bf16 else "f32"
+    precision = choose_precision(backend, precision, checkpoint.weight_type)
     dtype = np.dtype(np.float64 if precision == "f64" else np.float32)
     numbers = PaliGemma(
         checkpoint.params,
@@ -82,7 +81,7 @@ def load(
         dtype,
         operations(backend, precision),
         policy.window,
-        cache_dtype=np.dtype(np.uint16) if precision == "bf16" else dtype,
+        cache_dtype=dtype if precision in ("f32", "f64") else np.dtype(np.uint16),
     )
     described = {
         "id": str(name),

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 BACKENDS = ("numpy", "numba")
-PRECISIONS = ("f32", "bf16", "f64")  # what is meant by them: model/backend.py
+PRECISIONS = ("f32", "bf16", "f64", "int8", "int4")  # what is meant by them: model/backend.py
+INTEGER_PRECISIONS = ("int8", "int4")  # those of quantised checkpoints
 RESIZE_POLICIES = ("bicubic", "bilinear-aa", "bilinear", "nearest")
 WINDOW_POLICIES = ("transformers", "big_vision", "keras", "gemma_cpp", "transformers_4")
 

@@ -120,13 +120,13 @@ def pick_rows(weight: Weight, ids_T: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _unpack(codes: Array, scales: Array, matrix: QuantizedMatrix, dtype: np.dtype[Any]) -> Array:
-    """Codes (..., words, 4) and scales (..., G) of single outputs as weights (..., D)."""
+    """Codes (..., words, 4) and scales (..., G) of single outputs, perhaps of none, as weights (..., D)."""
     if matrix.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=-2)
     numbers = codes.reshape(*scales.shape, GROUP).astype(dtype)
     numbers -= ZERO[matrix.bits]
     numbers *= widen(scales, dtype)[..., None]
-    return numbers.reshape(*scales.shape[:-1], -1)[..., : matrix.shape[1]]
+    return numbers.reshape(*scales.shape[:-1], scales.shape[-1] * GROUP)[..., : matrix.shape[1]]
 
 
 def _pack(codes: Array, bits: int) -> Array:

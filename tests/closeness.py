@@ -32,6 +32,14 @@ BOUNDS: dict[str, Bound] = {
     "softmax": Bound(factor=2, seen=0.50),
     "rotate": Bound(factor=2, seen=0.54),
     "attend": Bound(factor=2.5, seen=0.66),
+    # Quantised matrices against the oracle with inputs rounded to int8. Kernels: integer sums are exact, what rounds is
+    # a group's sum times two scales and the sum over groups, so terms are groups + 3. The reference rounds each input
+    # and product: inputs + 3.
+    "quantised linear": Bound(factor=1.6, seen=0.40),
+    # What that rounding changes of exact products, as a share of half a step for each input, which it cannot pass.
+    "quantised inputs": Bound(factor=1, seen=0.19, note="certain, no eps in it"),
+    # Kernels against the reference in the same integer precision, as a share of what that precision changes at a stage.
+    "integer stages": Bound(factor=1, seen=0.57, note="noise of one size, drawn anew where a rounding falls otherwise"),
     # One way of decoding against another: with the cache and without, together and alone.
     "decode": Bound(factor=40, seen=12.4),
     # Whole towers: rounding is amplified from layer to layer, most where scores are sharp and no cap holds them.

@@ -16,6 +16,9 @@ import pytest
 import random_checkpoint
 from cli_runner import make_run, write_picture
 
+from pg2ref.checkpoint.loader import load_checkpoint
+from pg2ref.checkpoint.quantize import quantize_checkpoint
+
 USAGE, NOT_AVAILABLE, UNREADABLE, INCONSISTENT = 2, 3, 4, 5
 NAN, INFINITY = b"\xc0\x7f", b"\x80\x7f"  # bf16, little-endian
 Arguments = list[object]
@@ -282,6 +285,46 @@ def options(*more: object) -> Callable[[World], Arguments]:
     return prompt("caption en", *more)
 
 
+def quantized(then: Callable[[World, Path], Arguments]) -> Callable[[World], Arguments]:
+    """A checkpoint that was quantised to int4, and what is done with it."""
+
+    def spoil(world: World) -> Arguments:
+        folder = world.root / "int4"
+        quantize_checkpoint(load_checkpoint(world.small), folder, "int4", source_name="small")
+        return then(world, folder)
+
+    return spoil
+
+
+def without_manifest(world: World, folder: Path) -> Arguments:
+    (folder / "quantization.json").unlink()
+    return ["generate", world.picture, "-m", folder]
+
+
+def manifest_of_tomorrow(world: World, folder: Path) -> Arguments:
+    edit_json(folder / "quantization.json", format="pg2ref-quantized/2")
+    return ["inspect", folder]
+
+
+def manifest_of_another_type(world: World, folder: Path) -> Arguments:
+    edit_json(folder / "quantization.json", to="int8")
+    return ["inspect", folder]
+
+
+def scales_that_are_nan(world: World, folder: Path) -> Arguments:
+    put_number(folder, FINAL_NORM.replace("norm.weight", "layers.0.mlp.up_proj.scales"), NAN)
+    return ["generate", world.picture, "-m", folder, "-n", "2"]
+
+
+def quantize_with(*more: str, out: str = "new") -> Callable[[World], Arguments]:
+    return lambda world: ["quantize", "-m", world.small, "-o", world.root / out, *more]
+
+
+def quantize_bad_weight(world: World) -> Arguments:
+    put_number(world.small, EMBEDDING, NAN, UNUSED_ROW)
+    return quantize_with("--to", "int8")(world)
+
+
 CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
     "truncated file": (truncated_file, INCONSISTENT, ["model.safetensors", "truncated", "download it again"]),
     "truncated shard": (truncated_shard, INCONSISTENT, ["model-00002-of-00004", "truncated", "download it again"]),
@@ -399,7 +442,11 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
         ["beam search", "leave out temperature"],
     ),
     "beams without cache": (options("--beams", 2, "--no-cache"), USAGE, ["beam search", "no-cache"]),
-    "unknown precision": (options("--precision", "f16"), USAGE, ["--precision", "'f16'", "'f32', 'bf16', 'f64'"]),
+    "unknown precision": (
+        options("--precision", "f16"),
+        USAGE,
+        ["--precision", "'f16'", "'f32', 'bf16', 'f64', 'int8', 'int4'"],
+    ),
     "unknown resize": (options("--resize", "lanczos"), USAGE, ["--resize", "'lanczos'", "'bicubic'"]),
     "no threads": (options("--threads", 0), USAGE, ["--threads", "x>=1"]),
     "unknown option": (options("--max-length", 5), USAGE, ["no such option", "--max-length", "generate --help"]),
@@ -413,9 +460,69 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
         USAGE,
         ["--images", "1<=x<=1000"],
     ),
+    "quantised, no manifest": (
+        quantized(without_manifest),
+        INCONSISTENT,
+        ["quantization.json is missing", ".codes", "copy the whole folder"],
+    ),
+    "manifest of another version": (
+        quantized(manifest_of_tomorrow),
+        INCONSISTENT,
+        ["format is 'pg2ref-quantized/2'", "expected 'pg2ref-quantized/1'", "quantise the source again"],
+    ),
+    "manifest of another type": (
+        quantized(manifest_of_another_type),
+        INCONSISTENT,
+        ["29 problems", "wrong type", "expected int8, got int4", "same checkpoint"],
+    ),
+    "NaN scale": (quantized(scales_that_are_nan), INCONSISTENT, ["up_proj.scales", "NaN", "download"]),
+    "int8 of a bf16 checkpoint": (
+        options("--precision", "int8"),
+        USAGE,
+        ["precision int8", "these are bf16", "quantize --to int8"],
+    ),
+    "f32 kernels of an int4 checkpoint": (
+        quantized(lambda world, folder: ["generate", world.picture, "-m", folder, "--precision", "f32"]),
+        USAGE,
+        ["int4", "not f32", "give backend numpy"],
+    ),
+    "quantize to nothing": (quantize_with(), USAGE, ["nothing to do", "--to int8", "--report IMAGE"]),
+    "quantize to int3": (quantize_with("--to", "int3"), USAGE, ["--to", "'int3'", "'int8', 'int4'"]),
+    "quantize into a full folder": (
+        quantize_with("--to", "int8", out="sharded"),
+        USAGE,
+        ["sharded", "expected a new folder", "another name"],
+    ),
+    "quantize into nowhere": (
+        quantize_with("--to", "int8", out="no/where"),
+        USAGE,
+        ["there is no folder", "make it first"],
+    ),
+    "quantize twice": (
+        quantized(lambda world, folder: ["quantize", "-m", folder, "-o", world.root / "new", "--to", "int8"]),
+        USAGE,
+        ["quantised to int4 already", "expected the checkpoint it was made from"],
+    ),
+    "quantize a NaN": (quantize_bad_weight, INCONSISTENT, [EMBEDDING, "NaN", "download"]),
+    "report on no picture": (
+        quantize_with("--to", "int8", "--report", "nowhere.png"),
+        UNREADABLE,
+        ["nowhere.png", "expected an image file", "such file"],
+    ),
+    "report on nothing": (
+        lambda world: ["quantize", "-m", world.small, "-o", world.root / "new", "--report", world.picture],
+        NOT_AVAILABLE,
+        ["new", "no such folder"],
+    ),
+    "quantize without a model": (
+        lambda world: ["quantize", "-o", world.root / "new", "--to", "int8"],
+        USAGE,
+        ["no model given", "-m FOLDER"],
+    ),
     "stdin twice": (lambda world: ["generate", "-", "-p", "-", "-m", world.small], USAGE, ["`-`", "once"]),
 }
-MANY_LINES = {"weights of another resolution", "another depth"}  # a line for each tensor that does not fit
+# a line for each tensor that does not fit
+MANY_LINES = {"weights of another resolution", "another depth", "manifest of another type"}
 
 
 @pytest.fixture(scope="module")

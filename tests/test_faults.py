@@ -16,7 +16,6 @@ from typing import Any
 import golden_records
 import numpy as np
 import pytest
-import random_checkpoint
 import small_models
 from PIL import ExifTags, Image
 
@@ -24,6 +23,7 @@ from pg2ref import config as config_module
 from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
 from pg2ref.checkpoint import loader, tensor_table
 from pg2ref.checkpoint.safetensors_file import read_tensors
+from pg2ref.checkpoint.safetensors_writer import Planned, new_tensor_file
 from pg2ref.config import Gemma2Config
 from pg2ref.errors import CheckpointError
 from pg2ref.inputs import image as image_module
@@ -502,7 +502,11 @@ def check_family(family: str, folder: Path) -> None:
     record = golden_records.read_record("own_head")
     tensors = read_tensors(record.folder / "model.safetensors").tensors
     shutil.copy(record.folder / "config.json", folder)
-    random_checkpoint.write_shard(folder / "model.safetensors", {FAMILIES[family](n): t for n, t in tensors.items()})
+    renamed = {FAMILIES[family](name): tensor for name, tensor in tensors.items()}
+    planned = {name: Planned(tensor.dtype, tensor.shape) for name, tensor in renamed.items()}
+    with new_tensor_file(folder / "model.safetensors", planned) as write:
+        for name, tensor in renamed.items():
+            write(name, tensor)
     golden_records.check_stages(small_models.open_model(folder), record)
 
 

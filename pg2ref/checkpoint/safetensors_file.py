@@ -237,3 +237,16 @@ def read_tensors(path: Path) -> TensorFile:
         metadata=metadata,
         file_bytes=len(mapped),
     )
+
+
+def forget_pages(tensor: Array) -> None:
+    """Let go of the pages of the map that a tensor lies in: they are read again when they are needed.
+
+    Pages that have been read count as memory of the process until then, though the system may take them back.
+    """
+    owner: Any = tensor
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    mapped = owner.obj if isinstance(owner, memoryview) else owner
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)

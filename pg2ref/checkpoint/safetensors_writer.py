@@ -6,7 +6,7 @@ tensor goes straight to its place. The format is described in safetensors_file.p
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,22 +55,54 @@ def lay_out(planned: Mapping[str, Planned]) -> tuple[bytes, dict[str, int]]:
 def new_tensor_file(path: Path, planned: Mapping[str, Planned]) -> Iterator[Callable[[str, Array], None]]:
     """A safetensors file in the making: gives a function that writes the next numbers of a tensor.
 
-    Parts of different tensors may come in any order; in the end each must have come whole. An OSError says what the
-    file system refuses, an existing file included.
+    Parts of different tensors may come in any order; in the end each must have come whole. The file bears a name that
+    no reader looks for until then, so one that is there is whole. An OSError says what the file system refuses.
     """
     start, positions = lay_out(planned)
     ends = {name: positions[name] + planned[name].nbytes for name in planned}
-    with open(path, "xb") as stream:
-        stream.write(start)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        with open(unfinished, "wb") as stream:
+            stream.write(start)
 
-        def write(name: str, part: Array) -> None:
-            assert positions[name] + part.nbytes <= ends[name], f"{name}: more than was planned"
-            stream.seek(positions[name])
-            stream.write(np.ascontiguousarray(part).data)
-            positions[name] += part.nbytes
+            def write(name: str, part: Array) -> None:
+                assert positions[name] + part.nbytes <= ends[name], f"{name}: more than was planned"
+                stream.seek(positions[name])
+                stream.write(np.ascontiguousarray(part).data)
+                positions[name] += part.nbytes
 
-        yield write
-    assert positions == ends, f"{path}: less than was planned"
+            yield write
+        assert positions == ends, f"{path}: less than was planned"
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_shards(
+    folder: Path,
+    planned: Mapping[str, Mapping[str, Planned]],
+    parts: Callable[[str], Iterable[tuple[str, Array]]],
+    max_shard_bytes: int,
+) -> None:
+    """Write a folder's weight files, one or several and their index.
+
+    Args:
+        folder: it is there already.
+        planned: of each tensor of the model, what lies in the files for it: itself, or its codes and its scales.
+        parts: gives the numbers of one of them piece by piece, with the name that each piece belongs to.
+        max_shard_bytes: of a file; what lies there for one tensor is never divided.
+    """
+    sizes = {name: sum(stored.nbytes for stored in planned[name].values()) for name in planned}
+    shards = plan_shards(sizes, max_shard_bytes)
+    for file_name, names in shards.items():
+        stored = {key: value for name in names for key, value in planned[name].items()}
+        with new_tensor_file(folder / file_name, stored) as write:
+            for name in names:
+                for key, part in parts(name):
+                    write(key, part)
+    if len(shards) > 1:
+        weight_map = {key: file_name for file_name, names in shards.items() for name in names for key in planned[name]}
+        write_index(folder, weight_map, sum(sizes.values()))
 
 
 def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> dict[str, list[str]]:

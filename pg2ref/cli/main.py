@@ -18,6 +18,7 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "inspect": "pg2ref.cli.inspect",
     "tokenize": "pg2ref.cli.tokenize",
     "bench": "pg2ref.cli.bench",
+    "quantize": "pg2ref.cli.quantize",
 }
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE: whoever read our output has closed it
@@ -59,6 +60,7 @@ def group() -> None:
     pg2ref generate photo.jpg -p "caption en" -m google/paligemma2-3b-mix-224
     pg2ref inspect google/paligemma2-3b-mix-224
     pg2ref tokenize "detect cat ; dog" -m google/paligemma2-3b-mix-224
+    pg2ref quantize -m google/paligemma2-3b-mix-224 -o ./mix-int8 --to int8
     """
 
 

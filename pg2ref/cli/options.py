@@ -54,8 +54,9 @@ def computation_options(command: Command) -> Command:
         click.option(
             "--precision",
             type=click.Choice(PRECISIONS),
-            help="Of the inputs of linear layers. Default: bf16 where the processor multiplies bf16 and the weights "
-            "are bf16, else f32. f64 is slow, and there to check the others with.",
+            help="Of the inputs of linear layers. Default: that of the weights if they are quantised; bf16 where the "
+            "processor multiplies bf16 and the weights are bf16; else f32. f64 is slow, and there to check the "
+            "others with.",
         ),
         click.option(
             "--backend",

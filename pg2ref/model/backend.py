@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pg2ref.arrays import Array
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
-from pg2ref.policy import BACKENDS, PRECISIONS
+from pg2ref.policy import BACKENDS, INTEGER_PRECISIONS, PRECISIONS
 from pg2ref.quantized import QuantizedMatrix, Weight
 
 Linear = Callable[[Array, Weight, Array | None], Array]
@@ -60,6 +60,7 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
 
 REFERENCE = reference(ops.linear, ops.attend)
 REFERENCE_BF16 = reference(ops.linear_bf16, ops.attend_bf16)
+REFERENCE_INTEGER = reference(ops.linear_integer, ops.attend_bf16)
 
 
 @cache
@@ -67,7 +68,7 @@ def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here, when somebody asks for them."""
     from pg2ref.kernels import attention, elementwise, linear, quantized
 
-    is_bf16 = precision == "bf16"
+    is_bf16 = precision != "f32"
 
     def linear_each(
         x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None] | None = None
@@ -104,8 +105,10 @@ def fast(precision: str) -> Ops:
 def operations(backend: str, precision: str = "f32") -> Ops:
     """The table by its names on the command line.
 
-    Precisions: `f32`, float32 numbers and sums; `bf16`, the same with the inputs of each linear layer rounded to
-    bf16, as a bf16 run of Transformers does; `f64`, the truth, on the reference alone.
+    Precisions: `f32`, float32 numbers and sums; `bf16`, the same with the inputs of each linear layer and of attention
+    rounded to bf16, as a bf16 run of Transformers does; `f64`, the truth, on the reference alone. `int8` and `int4` are
+    `bf16` but for the quantised matrices of such a checkpoint: their inputs are rounded to int8 in groups of 32, and
+    products are integer. The other three take a quantised matrix for what it means, on the reference alone.
 
     Raises:
         UsageError: there is no such table.
@@ -118,7 +121,31 @@ def operations(backend: str, precision: str = "f32") -> Ops:
         raise UsageError("the kernels compute in float32: give backend numpy with precision f64")
     if backend == "numba":
         return fast(precision)
-    return REFERENCE_BF16 if precision == "bf16" else REFERENCE
+    return {"f32": REFERENCE, "f64": REFERENCE, "bf16": REFERENCE_BF16}.get(precision, REFERENCE_INTEGER)
+
+
+def choose_precision(backend: str, precision: str | None, weight_type: str) -> str:
+    """The precision for weights of a type, `bf16`, `f32`, `int8` or `int4` say; None asks for the quickest.
+
+    Raises:
+        UsageError: such weights cannot be computed with so.
+    """
+    is_quantized = weight_type in INTEGER_PRECISIONS
+    if precision is None:
+        if backend == "numba" and is_quantized:
+            return weight_type
+        return "bf16" if backend == "numba" and weight_type == "bf16" and has_bf16_dot() else "f32"
+    if precision in INTEGER_PRECISIONS and precision != weight_type:
+        raise UsageError(
+            f"precision {precision} is for {precision} weights, these are {weight_type}: leave it out, or make such a "
+            f"checkpoint with `pg2ref quantize --to {precision}`"
+        )
+    if backend == "numba" and is_quantized and precision != weight_type:
+        raise UsageError(
+            f"the kernels multiply {weight_type} weights in precision {weight_type} alone, not {precision}: leave it "
+            "out, or give backend numpy too"
+        )
+    return precision
 
 
 def has_bf16_dot() -> bool:

@@ -15,9 +15,10 @@ import numpy as np
 
 from pg2ref.arrays import Array, f32_to_bf16, widen
 from pg2ref.model.masks import KeyRanges
-from pg2ref.quantized import QuantizedMatrix, Weight, widen_rows
+from pg2ref.quantized import GROUP, HIGHEST, QuantizedMatrix, Weight, widen_rows
 
 BLOCK_WEIGHTS = 1 << 20  # widened at a time: 4 MB of float32 stay in the cache between widening and product
+SMALLEST_INPUT = 2.0**-100  # of a group that is rounded to int8: 127 over a smaller one might overflow
 RUN = 128  # products summed by one matrix product; a sum's rounding error grows with the root of its length
 
 
@@ -51,6 +52,27 @@ def linear_bf16(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> 
     if not isinstance(weight_OD, QuantizedMatrix) and weight_OD.dtype in (np.float16, np.float32, np.float64):
         weight_OD = f32_to_bf16(weight_OD)
     return linear(as_bf16(x_TD, x_TD.dtype), weight_OD, bias_O)
+
+
+def linear_integer(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
+    """What integer products compute: rows rounded to int8 for a quantised matrix, to bf16 for a plain one."""
+    if not isinstance(weight_OD, QuantizedMatrix):
+        return linear_bf16(x_TD, weight_OD, bias_O)
+    return linear(round_to_int8(x_TD), weight_OD, bias_O)
+
+
+def round_to_int8(x_TD: Array) -> Array:
+    """Each 32 inputs of a row as multiples of 1/127 of the largest of them, whole numbers from -127 to 127.
+
+    Where the largest is below SMALLEST_INPUT, all are 0.
+    """
+    T, D = x_TD.shape
+    groups_TGD = np.zeros((T, -(-D // GROUP), GROUP), x_TD.dtype)
+    groups_TGD.reshape(T, -1)[:, :D] = x_TD
+    largest_TG1 = np.abs(groups_TGD).max(axis=-1, keepdims=True)
+    inverse_TG1 = HIGHEST[8] / np.where(largest_TG1 < SMALLEST_INPUT, np.inf, largest_TG1).astype(x_TD.dtype)
+    rounded_TGD = np.rint(groups_TGD * inverse_TG1) * (largest_TG1 / HIGHEST[8])
+    return rounded_TGD.reshape(T, -1)[:, :D]
 
 
 def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
