@@ -14,11 +14,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from pg2ref.kernels.compiling import kernel, num_threads
-from pg2ref.kernels.stored import Array
 from pg2ref.kernels.simd.cpu import Cpu, cpu
 from pg2ref.kernels.simd.machine import flush_denormals
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32, INT8_QUADS
 from pg2ref.kernels.simd.vectors import I64, Emitter
+from pg2ref.kernels.stored import Array
 
 OTHER_REGISTERS = 6  # than those of sums: for the operands, and for their parts where a product is emulated
 LOADS = 8  # vectors read in one turn, each added to a sum of its own

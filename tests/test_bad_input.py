@@ -313,7 +313,7 @@ def manifest_of_another_type(world: World, folder: Path) -> Arguments:
 
 def scales_that_are_nan(world: World, folder: Path) -> Arguments:
     put_number(folder, FINAL_NORM.replace("norm.weight", "layers.0.mlp.up_proj.scales"), NAN)
-    return ["generate", world.picture, "-m", folder, "-n", "2"]
+    return ["generate", world.picture, "-m", folder, "-n", "2", "--backend", "numpy"]
 
 
 def quantize_with(*more: str, out: str = "new") -> Callable[[World], Arguments]:
