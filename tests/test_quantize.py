@@ -97,6 +97,9 @@ def test_shards_hold_the_same(small_folder: Path, tmp_path: Path, monkeypatch: p
     )
     sharded = load_checkpoint(write(tmp_path / "source", tmp_path / "sharded"))
     assert len(sharded.files) > 2
+    monkeypatch.undo()
+    single = write(tmp_path / "source", tmp_path / "single")
+    assert [path.name for path in single.glob("model*")] == ["model.safetensors"]
     assert set(sharded.tensors) == set(whole)
     for name, tensor in whole.items():
         np.testing.assert_array_equal(sharded.tensors[name], tensor)

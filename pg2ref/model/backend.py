@@ -47,22 +47,24 @@ def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here and nowhere else."""
     from pg2ref.kernels import attention, elementwise, linear, quantized
 
+    is_f32 = precision == "f32"
+    plain = linear.linear if is_f32 else linear.linear_bf16
+
     def linear_by_type(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
         if isinstance(weight_OD, QuantizedMatrix):
             outputs = weight_OD.shape[0]
             return quantized.linear(x_TD, weight_OD.codes, weight_OD.scales, outputs, weight_OD.bits, bias_O)
-        return linear.linear_bf16(x_TD, weight_OD, bias_O)
+        return plain(x_TD, weight_OD, bias_O)
 
-    multiply = {"f32": linear.linear, "bf16": linear.linear_bf16}
     return Ops(
-        linear=multiply.get(precision, linear_by_type),
+        linear=linear_by_type,
         rms_norm=elementwise.rms_norm,
         layer_norm=elementwise.layer_norm,
         gelu=elementwise.gelu,
         gated_gelu=elementwise.gated_gelu,
         soft_cap=elementwise.soft_cap,
         rotate=elementwise.rotate,
-        attend=attention.attend if precision == "f32" else attention.attend_bf16,
+        attend=attention.attend if is_f32 else attention.attend_bf16,
     )
 
 
