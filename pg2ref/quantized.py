@@ -34,7 +34,8 @@ CHUNK = 1 << 18  # weights quantised at a time: arrays of 1 MB stay in the cache
 
 # 4 bits: how many scales the largest weight of a group is given. 8 uses the code -8, more is clipped, 7 is the usual
 # absmax. Relative error of normal weights: 0.0971 with 7 alone, 0.0859 with 8 alone, 0.0809 with these, and 0.0809
-# with 231 numbers from 4.5 to 16; of weights with heavier tails the same, in proportion.
+# with 231 numbers from 4.5 to 16; of weights with heavier tails the same, in proportion. The best scale of either sign
+# gives 0.0808. Less takes more bits: 0.0731 with an offset a group, 0.0698 with groups of 16, both 5 bits a weight.
 STEPS_OF_LARGEST = (6.4, 6.7, 7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 8.75, 9.0)
 # 8 bits: how many bf16 numbers are tried, upwards from the first that clips nothing. Relative error of normal weights:
 # 0.00545 with one, 0.00492 with 8, 0.00487 with 12, 0.00481 with 24; scales that clip a little gain less.

@@ -97,6 +97,9 @@ def test_shards_hold_the_same(small_folder: Path, tmp_path: Path, monkeypatch: p
     )
     sharded = load_checkpoint(write(tmp_path / "source", tmp_path / "sharded"))
     assert len(sharded.files) > 2
+    monkeypatch.undo()
+    single = write(tmp_path / "source", tmp_path / "single")
+    assert [path.name for path in single.glob("model*")] == ["model.safetensors"]
     assert set(sharded.tensors) == set(whole)
     for name, tensor in whole.items():
         np.testing.assert_array_equal(sharded.tensors[name], tensor)
@@ -146,9 +149,15 @@ def test_progress_counts_the_bytes_of_the_source(small_folder: Path, tmp_path: P
 # Whole or not at all.
 
 
-def test_an_empty_folder_may_be_there(small_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["out", "."])
+def test_an_empty_folder_may_be_there(
+    name: str, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out").mkdir()
-    assert read_manifest(write(small_folder, tmp_path / "out")) is not None
+    monkeypatch.chdir(tmp_path / "out" if name == "." else tmp_path)
+    write(small_folder, Path(name))
+    assert read_manifest(tmp_path / "out") is not None
+    monkeypatch.chdir(tmp_path)  # the folder that was there is gone
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -14,6 +14,7 @@ from pg2ref.quantized import QuantizedMatrix, dequantize, pick_rows, quantize_ma
 SHAPES = [(1, 1), (16, 32), (17, 33), (15, 31), (37, 97), (48, 64), (3, 200)]
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 LOWEST, HIGHEST = {8: -127, 4: -8}, {8: 127, 4: 7}
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> Array:
@@ -153,7 +154,7 @@ def test_groups_of_zeros(bits: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("size", [3.3e38, -3.3e38, 1e30, 1e-30, 1e-35])
+@pytest.mark.parametrize("size", [LARGEST, -LARGEST, 3.3e38, 1e30, 1e-30, 1e-35])
 def test_very_large_and_very_small_weights(bits: int, size: float, rng: np.random.Generator) -> None:
     """Nothing overflows on the way, and the error is that of weights around one."""
     unit = np.clip(normal(rng, 16, 64) / 4, -1, 1)

@@ -83,6 +83,7 @@ def quantize_checkpoint(
         CheckpointError: a weight is NaN or infinite.
         Pg2RefError: the disk is full, or the folder cannot be written.
     """
+    out = out.resolve()  # `.` has no name to put beside it
     check_call(source, out, to, vision)
     tensors = {name: tensor for name, tensor in source.tensors.items() if not is_ignored(canonical_name(name))}
     plans = {name: plan_tensor(name, tensor.shape, tensor.dtype, to, vision) for name, tensor in tensors.items()}
