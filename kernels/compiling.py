@@ -4,6 +4,9 @@ Numba's cache looks at a kernel's own file alone; here a kernel also depends on 
 stamp that the cache compares is that of all files of this folder.
 
 A process says once, through the logger `pg2ref.kernels`, that it compiles: silence for seconds looks like a fault.
+
+With NUMBA_DISABLE_JIT=1 nothing is compiled: a kernel is the Python function itself, as a debugger and a coverage tool
+want it. Those that call the inner loops of simd/, which no Python function stands for, cannot run so.
 """
 
 import logging
@@ -92,7 +95,8 @@ def kernel(function: Callable[..., Any]) -> Kernel:
 
 
 def _kept(compiled: Any) -> Any:
-    compiled._cache._cache_file._source_stamp = source_stamp()
+    if not numba.config.DISABLE_JIT:
+        compiled._cache._cache_file._source_stamp = source_stamp()
     return compiled
 
 
