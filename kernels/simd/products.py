@@ -1,8 +1,8 @@
 """How one 32-bit word of weights is multiplied with one of inputs: a float32, two bf16, or four int8.
 
 A tile is the same loop for all of them; only the instruction in its middle differs. Where the processor lacks the
-instruction, others do the same arithmetic: the products of two bf16 are exact in float32 and those of two int8 in
-int32, so the numbers that come out are equal on every path.
+instruction, others do the same arithmetic, so that the numbers that come out are equal on every path: products of two
+int8 are exact in int32; a product of two bf16 and its addition are rounded once, denormals counting as zero.
 """
 
 from typing import Any, Protocol
@@ -51,8 +51,9 @@ class Bf16Pairs:
         """Intel's Software Developer's Manual, VDPBF16PS: no rounding mode, denormals count as zero."""
         if e.cpu.bf16_dot:
             return e.call("llvm.x86.avx512bf16.dpbf16ps.512", total, weights[0], inputs[0])
+        multiply_add = e.multiply_add if e.cpu.fused else e.multiply_add_by_doubles
         for half in (1, 0):
-            total = e.multiply_add(inputs[half], weights[half], total)
+            total = multiply_add(inputs[half], weights[half], total)
         return total
 
 

@@ -13,7 +13,8 @@ from numba.core import cgutils
 
 from pg2ref.kernels.simd.cpu import Cpu
 
-F32, I64, I32, I16, I8 = ir.FloatType(), ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+F64, F32 = ir.DoubleType(), ir.FloatType()
+I64, I32, I16, I8 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 Emit = Callable[..., Any]
 
 
@@ -68,6 +69,17 @@ class Emitter:
     def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
         """A * b + total: one rounding where the processor fuses it, two where it does not."""
         return self.call(f"llvm.{'fma' if self.cpu.fused else 'fmuladd'}.v{self.lanes}f32", a, b, total)
+
+    def multiply_add_by_doubles(self, a: Any, b: Any, total: Any) -> Any:
+        """A * b + total with the one rounding of a fused instruction, where there is none, for a and b that were bf16.
+
+        In float32 their product would be exact too, but for those below 2 ** -126 and above 2 ** 128, which may well
+        be part of a sum that is neither. In float64 it is exact: 16 bits, and exponents to spare. The sum is rounded
+        to 53 bits and then to 24, which is as good as once: 53 >= 2 * 24 + 2 (Figueroa, ACM SIGNUM 30(3), 1995).
+        """
+        doubles = ir.VectorType(F64, self.lanes)
+        a, b, total = (self.builder.fpext(value, doubles) for value in (a, b, total))
+        return self.builder.fptrunc(self.builder.fadd(self.builder.fmul(a, b), total), self.vector)
 
     def widen(self, bits: Any) -> Any:
         """bf16 bits (a vector of int16) as float32: the upper half of the word."""
