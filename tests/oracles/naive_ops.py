@@ -106,6 +106,47 @@ def attend(
     return out
 
 
+def attend_bf16(
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    allowed: Sequence[Sequence[bool]],
+    *,
+    scale: float,
+    logit_cap: float | None,
+    noise: float,
+) -> tuple[list[list[list[float]]], list[list[list[float]]]]:
+    """Least and most that attention may give whose weights are rounded to bf16.
+
+    `noise`: the relative error of a weight before it is rounded, by which it may fall to either of two bf16 numbers.
+    """
+    group, least, most = len(query[0]) // len(key[0]), [], []
+    for t in range(len(query)):
+        least.append([])
+        most.append([])
+        for n in range(len(query[t])):
+            k, scores = n // group, []
+            for s in range(len(key)):
+                product = math.fsum(query[t][n][h] * key[s][k][h] for h in range(len(query[t][n])))
+                scores.append(soft_cap(product * scale, logit_cap))
+            weights = softmax(scores, allowed[t])
+            low = [nearest_bf16(weight * (1.0 - noise)) for weight in weights]
+            high = [nearest_bf16(weight * (1.0 + noise)) for weight in weights]
+            ends = [
+                [sorted((low[s] * value[s][k][h], high[s] * value[s][k][h])) for s in range(len(key))]
+                for h in range(len(value[0][k]))
+            ]
+            least[-1].append([math.fsum(pair[0] for pair in pairs) for pairs in ends])
+            most[-1].append([math.fsum(pair[1] for pair in pairs) for pairs in ends])
+    return least, most
+
+
+def nearest_bf16(number: float) -> float:
+    """A number, rounded to float32 and then to bf16."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", number))
+    return bf16_to_float(float32_to_bf16(bits))
+
+
 def bf16_to_float(bits: int) -> float:
     """The number that a bfloat16 pattern stands for: a float32 whose lower half is zero."""
     return struct.unpack("<f", struct.pack("<HH", 0, bits))[0]
