@@ -49,7 +49,7 @@ def test_stages_lie_within_the_noise_of_bf16(case_name: str) -> None:
 
 
 def test_inputs_cut_off_instead_of_rounded_are_noticed() -> None:
-    """The measure itself: a table that drops the lower half of its inputs' bits has twice the error, all of one sign."""
+    """The measure itself: a table that drops the lower half of its inputs' bits has twice the error, of one sign."""
     kernels = backend.fast("bf16")
 
     def cut(x_TD: np.ndarray) -> np.ndarray:
