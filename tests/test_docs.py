@@ -57,3 +57,26 @@ def test_options_in_the_readme_exist() -> None:
     }
     assert used
     assert used <= known
+
+
+KERNELS = ROOT / "kernels"
+KERNELS_README = (KERNELS / "README.md").read_text(encoding="utf-8")
+IN_BACKTICKS = sorted(set(re.findall(r"`([^`\n]+)`", KERNELS_README)))
+
+
+@pytest.mark.parametrize("name", [name for name in IN_BACKTICKS if name.endswith((".py", "/"))])
+def test_files_in_the_readme_of_the_kernels_exist(name: str) -> None:
+    assert (ROOT / name).exists() if name.startswith(("tools/", "tests/")) else (KERNELS / name).exists()
+
+
+def test_names_in_the_readme_of_the_kernels_exist() -> None:
+    """Each identifier in backticks stands somewhere in the sources; formulas and commands are none."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted(KERNELS.rglob("*.py")))
+    names = [name for name in IN_BACKTICKS if re.fullmatch(r"@?[A-Za-z]\w*", name)]
+    assert len(names) > 10
+    assert [name for name in names if not re.search(rf"\b{name.removeprefix('@')}\b", sources)] == []
+
+
+def test_the_readme_of_the_kernels_names_every_file() -> None:
+    files = {path.relative_to(KERNELS).as_posix() for path in KERNELS.rglob("*.py") if path.name != "__init__.py"}
+    assert files == {name for name in IN_BACKTICKS if (KERNELS / name).is_file()}

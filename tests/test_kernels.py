@@ -16,7 +16,7 @@ from oracles import naive_ops
 
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
-from pg2ref.kernels import compiling, elementwise, few_rows, linear, panels
+from pg2ref.kernels import compiling, elementwise, few_rows, linear, panels, stored
 from pg2ref.kernels.simd import cpu
 from pg2ref.model import backend
 from pg2ref.model.paligemma import PaliGemma
@@ -66,6 +66,14 @@ def test_blocks_of_inputs_change_nothing(rng: np.random.Generator) -> None:
     weight, bias = rng.standard_normal((outputs, inputs)).astype(np.float32), rng.standard_normal(outputs)
     exact = naive_ops.linear(x.tolist(), weight.tolist(), bias.tolist())
     assert_close(linear.linear(x, weight, bias), np.array(exact), "linear", terms=inputs)
+
+
+def test_rounding_to_bf16_is_that_of_the_package(rng: np.random.Generator) -> None:
+    """Ties, denormals, what rounds to infinity, and NaN of any payload."""
+    special = np.array([0x3F808000, 0x3F818000, 0x00000001, 0x00008000, 0x7F7FFFFF, 0x7F800001, 0xFFC00000], np.uint32)
+    bits = np.concatenate([special, rng.integers(0, 1 << 32, 10_000, dtype=np.uint64).astype(np.uint32)])
+    values = bits.view(np.float32)[None]
+    np.testing.assert_array_equal(stored.rounded(values), f32_to_bf16(values))
 
 
 def test_the_path_follows_the_features() -> None:

@@ -216,8 +216,8 @@ def test_gelu(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
 
 def test_gelu_is_the_tanh_form(ops: Ops, dtype: Any) -> None:
     """The exact form, by erf, gives 0.841344746 and -0.000005... here: 2e-4 apart."""
-    x = np.array([1.0, -3.0, 1e4, -1e4], dtype)
-    np.testing.assert_allclose(ops.gelu(x), [0.8411919906, -0.0036373920, 1e4, 0.0], rtol=2e-5)
+    x = np.array([1.0, -3.0, 1e4, -1e4, 3e38, -3e38], dtype)
+    np.testing.assert_allclose(ops.gelu(x), [0.8411919906, -0.0036373920, 1e4, 0.0, 3e38, 0.0], rtol=2e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -389,6 +389,17 @@ def test_attend_reads_a_cache(ops: Ops, dtype: Any, rng: np.random.Generator) ->
     whole = ops.attend(query, key, value, *ranges, scale=0.5, logit_cap=2.0)
     viewed = ops.attend(query, room[0, :7, ::2], room[1, :7, ::2], *ranges, scale=0.5, logit_cap=2.0)
     assert_close(viewed, whole, "attend", terms=5 + 7)
+
+
+def test_attend_reads_a_cache_of_bf16(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:
+    """Keys and values stored in bf16 are what they stand for; a bf16 table would have rounded to it anyway."""
+    for rows in (1, 3):
+        query, key, value = attend_case(rng, dtype, T=rows, S=7, K=2, G=2, H=5)
+        stored = [f32_to_bf16(array) for array in (key, value)]
+        meant = [bf16_to_f32(array).astype(dtype) for array in stored]
+        ranges = masks.prefix_lm(np.arange(7 - rows, 7), prefix_length=2, window=4)
+        expected = ops.attend(query, *meant, *ranges, scale=0.5, logit_cap=2.0)
+        np.testing.assert_array_equal(ops.attend(query, *stored, *ranges, scale=0.5, logit_cap=2.0), expected)
 
 
 def test_what_is_masked_does_not_matter(ops: Ops, dtype: Any, rng: np.random.Generator) -> None:

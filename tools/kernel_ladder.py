@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import peer_table
-from bench_peers import cpu_name, write_whole
+from bench_peers import write_whole
 from numba import njit, prange
 
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.benchmark.measure import Machine, seconds_of
+from pg2ref.benchmark.report import cpu_name
 from pg2ref.kernels import linear, quantized
 from pg2ref.kernels.compiling import FASTMATH
 from pg2ref.kernels.stored import as_float32
@@ -136,7 +137,7 @@ def markdown(found: list[Found], machine: Machine, repeat: int) -> str:
     limits = {limit.name: median(limit.rates) for limit in machine.limits() if limit.rates}
     lines = [
         f"{cpu_name()}, {machine.threads} threads, path `{machine.path}`; {ROWS} rows times {OUTPUTS:,} outputs of "
-        f"{INPUTS:,} inputs, weights in bf16 or int8; one row times {LONG_OUTPUTS:,} outputs. Medians of {repeat} runs; "
+        f"{INPUTS:,} inputs, weights in bf16 or int8; one row times {LONG_OUTPUTS:,} outputs. Medians of {repeat}; "
         f"limits between them: float32 {limits['f32'] / 1e9:,.0f} GFLOP/s, bf16 {limits['bf16'] / 1e9:,.0f}, int8 "
         f"{limits['int8'] / 1e9:,.0f}, reading {limits['read'] / 1e9:,.0f} GB/s.",
         "",
