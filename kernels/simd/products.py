@@ -7,6 +7,7 @@ int8 are exact in int32; a product of two bf16 and its addition are rounded once
 
 from typing import Any, Protocol
 
+from pg2ref.kernels.simd.cpu import IS_X86
 from pg2ref.kernels.simd.vectors import F32, I32, Emitter
 
 Parts = tuple[Any, ...]
@@ -48,10 +49,13 @@ class Bf16Pairs:
         return (words,) if e.cpu.bf16_dot else e.even_and_odd(words)
 
     def add(self, e: Emitter, total: Any, weights: Parts, inputs: Parts) -> Any:
-        """Intel's Software Developer's Manual, VDPBF16PS: no rounding mode, denormals count as zero."""
+        """Intel's Software Developer's Manual, VDPBF16PS: no rounding mode, denormals count as zero.
+
+        Processors other than x86 do not flush: nothing is promised there for numbers as small as that.
+        """
         if e.cpu.bf16_dot:
             return e.call("llvm.x86.avx512bf16.dpbf16ps.512", total, weights[0], inputs[0])
-        multiply_add = e.multiply_add if e.cpu.fused else e.multiply_add_by_doubles
+        multiply_add = e.multiply_add if e.cpu.fused or not IS_X86 else e.multiply_add_by_doubles
         for half in (1, 0):
             total = multiply_add(inputs[half], weights[half], total)
         return total
