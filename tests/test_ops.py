@@ -24,7 +24,7 @@ from pg2ref.model.masks import KeyRanges
 BACKENDS: Mapping[str, Ops] = {"numpy": REFERENCE, "numba": backend.fast("f32")}
 DTYPES = {"numpy": (np.float32, np.float64), "numba": (np.float32,)}
 EPS = 1e-6
-SINGLE = [name for name in Ops._fields if name != "linear_each"]  # those that give one array
+SINGLE = [name for name in Ops._fields if name not in ("linear_each", "to_bf16")]  # one array of the input's type
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -122,6 +122,13 @@ def test_linear_of_a_view(ops: Ops, dtype: Any, rng: np.random.Generator) -> Non
     weight_OD = f32_to_bf16(rng.standard_normal((7, 26), np.float32))[:, ::2]
     exact = np.array(naive_ops.linear(lists(x_TD), stored_values(weight_OD).tolist()))
     assert_close(ops.linear(x_TD, weight_OD), exact, "linear", terms=13)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (5, 3, 7), (3, 40_001), (0, 2, 3)])
+def test_to_bf16(ops: Ops, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Bit for bit what arrays.py does, for every kind of number."""
+    values = rng.integers(0, 1 << 32, shape, np.uint32).view(np.float32)
+    np.testing.assert_array_equal(ops.to_bf16(values), f32_to_bf16(values))
 
 
 # Norms.
