@@ -13,10 +13,11 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import exp_float32, tanh_float32
 from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
-from pg2ref.kernels.simd.machine import flush_denormals, take
+from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, take
 from pg2ref.kernels.stored import Array, as_float32, bf16_bits, rounded, widened
 
 QUERIES = 8 * TILE_ROWS  # in a block
+AHEAD = 6  # tokens
 
 
 @inlined
@@ -147,17 +148,31 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
     counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0] + values_KPWP[0, 0, 0, 0]
 
 
+@inlined
+def fetch_row(stored_SKH, s, k):  # type: ignore[no-untyped-def]
+    """Ask for the row of one token and head: rows of a head lie too far apart for the processor to foresee them."""
+    row = stored_SKH[s, k]
+    for offset in range(0, row.size * row.itemsize, CACHE_LINE):
+        prefetch(row.ctypes.data + offset)
+
+
 @kernel
 def attend_one(query_NH, key_SKH, value_SKH, first, last, scale, cap, out_NH, pairs):  # type: ignore[no-untyped-def]
     """A single query: every key and value is read once, where it lies in the cache, one key head a thread."""
     N, K, H = query_NH.shape[0], key_SKH.shape[1], query_NH.shape[1]
     G = N // K
     for k in prange(K):
+        query_GH = query_NH[k * G : (k + 1) * G].copy()
+        if pairs:
+            for g in range(G):
+                for h in range(H):
+                    query_GH[g, h] = as_float32(bf16_bits(query_GH[g, h]))
         weights_GS = np.empty((G, last + 1 - first), np.float32)
         for s in range(last + 1 - first):
+            fetch_row(key_SKH, min(last, first + s + AHEAD), k)
             key_H = key_SKH[first + s, k]
             for g in range(G):
-                query_H = query_NH[k * G + g]
+                query_H = query_GH[g]
                 total = np.float32(0)
                 for h in range(H):
                     total += query_H[h] * as_float32(key_H[h])
@@ -169,6 +184,7 @@ def attend_one(query_NH, key_SKH, value_SKH, first, last, scale, cap, out_NH, pa
                     weights_GS[g, s] = as_float32(bf16_bits(weights_GS[g, s]))
             out_NH[k * G + g] = 0
         for s in range(last + 1 - first):
+            fetch_row(value_SKH, min(last, first + s + AHEAD), k)
             value_H = value_SKH[first + s, k]
             for g in range(G):
                 out_H, weight = out_NH[k * G + g], weights_GS[g, s]
@@ -202,10 +218,7 @@ def attend_bf16(
     logit_cap: float | None,
 ) -> Array:
     """The same with queries, keys, values and weights rounded to bf16; keys and values may be stored so."""
-    key_SKH, value_SKH = (
-        array if array.dtype == np.uint16 else rounded(array.reshape(-1, array.shape[2])).reshape(array.shape)
-        for array in (key_SKH, value_SKH)
-    )
+    key_SKH, value_SKH = (array if array.dtype == np.uint16 else rounded(array) for array in (key_SKH, value_SKH))
     ranges = (first_key_T, last_key_T)
     return attend_words(query_TNH, key_SKH, value_SKH, ranges, scale, logit_cap, pairs=True)
 
@@ -222,10 +235,8 @@ def attend_words(
 ) -> Array:
     """Choose the kernel, and lay the arrays out as it reads them."""
     query_TNH = np.ascontiguousarray(query_TNH, np.float32)
-    (T, N, H), (S, K, _) = query_TNH.shape, key_SKH.shape
+    (T, _, H), (S, K, _) = query_TNH.shape, key_SKH.shape
     cap = np.float32(0.0 if logit_cap is None else logit_cap)
-    if pairs and (T == 1 or H % 2):
-        query_TNH = widened(rounded(query_TNH.reshape(-1, H))).reshape(query_TNH.shape)
     if T == 1:
         out_TNH = np.empty(query_TNH.shape, np.float32)
         first, last = int(ranges[0][0]), int(ranges[1][0])
@@ -236,7 +247,7 @@ def attend_words(
             np.pad(array, ((0, 0), (0, 0), (0, 1))) for array in (query_TNH, key_SKH, value_SKH)
         )
     out_TNH = np.empty(query_TNH.shape, np.float32)
-    query_words = (rounded(query_TNH.reshape(T * N, -1)) if pairs else query_TNH).view(np.uint32).reshape(T, N, -1)
+    query_words = (rounded(query_TNH) if pairs else query_TNH).view(np.uint32)
     key_words = np.ascontiguousarray(key_SKH).view(np.uint32)
     W, per_word = query_words.shape[2], 2 if pairs else 1
     keys_KPWP = np.zeros((K, -(-S // PANEL), W, PANEL), np.uint32)

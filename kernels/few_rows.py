@@ -15,7 +15,8 @@ from pg2ref.kernels.simd.machine import flush_denormals, take
 from pg2ref.kernels.stored import Array, bf16_bits
 
 FEW_ROWS = 16
-SHARE = 32  # stored rows that a thread takes at a time
+SHARE = 72 * 1024  # stored weights that a thread takes at a time: 4 microseconds of reading
+MOST = 3  # matrices in one call
 
 dots_three, dots_two, dots_one = (make_dots(cpu(), rows, bf16_inputs=False) for rows in (3, 2, 1))
 pair_dots_three, pair_dots_two, pair_dots_one = (make_dots(cpu(), rows, bf16_inputs=True) for rows in (3, 2, 1))
@@ -63,25 +64,28 @@ def multiply_row(row, D, x, T, out, out_stride, is_bf16):  # type: ignore[no-unt
 
 
 @kernel
-def few_rows(x_TD, is_bf16, weights_M, outputs_M, outs_M, threads):  # type: ignore[no-untyped-def]
-    """out_TO = x_TD @ weights.T for M matrices; their addresses, numbers of outputs, and addresses of the results.
+def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-untyped-def]
+    """out_TO = x_TD @ weight_OD.T for the first `count` of the MOST weights and outs.
 
-    Threads take SHARE stored rows after the other, so that a slow one takes fewer.
+    Threads take some stored rows after the other, so that a slow one takes fewer.
     """
     T, D = x_TD.shape
-    words_TW, counter = lay_out(x_TD, is_bf16), np.zeros(1, np.int64)
+    words_TW, counter, at_once = lay_out(x_TD, is_bf16), np.zeros(1, np.int64), max(1, SHARE // D)
+    weights_M, outs_M, outputs_M = np.empty(MOST, np.int64), np.empty(MOST, np.int64), np.empty(MOST, np.int64)
+    for m in range(count):
+        weights_M[m], outs_M[m], outputs_M[m] = weights[m].ctypes.data, outs[m].ctypes.data, weights[m].shape[0]
     for _thread in prange(threads):
         flush_denormals(np.int64(is_bf16))
         m, passed = 0, 0  # matrices before, and shares of rows in them
         share = take(counter.ctypes.data)
-        while m < outputs_M.size:
-            shares = (outputs_M[m] + SHARE - 1) // SHARE
+        while m < count:
+            shares = (outputs_M[m] + at_once - 1) // at_once
             if share - passed >= shares:
                 m, passed = m + 1, passed + shares
                 continue
-            start = (share - passed) * SHARE
+            start = (share - passed) * at_once
             stride = outputs_M[m] * 4
-            for o in range(start, min(outputs_M[m], start + SHARE)):
+            for o in range(start, min(outputs_M[m], start + at_once)):
                 row = weights_M[m] + o * D * 2
                 multiply_row(row, D, words_TW.ctypes.data, T, outs_M[m] + o * 4, stride, is_bf16)
             share = take(counter.ctypes.data)
@@ -92,7 +96,9 @@ def few_rows(x_TD, is_bf16, weights_M, outputs_M, outs_M, threads):  # type: ign
 def linear_few(x_TD: Array, weights: list[Array], *, is_bf16: bool) -> list[Array]:
     """The same rows times each of some bf16 matrices."""
     outs = [np.empty((len(x_TD), len(weight_OD)), np.float32) for weight_OD in weights]
-    weights_M, outs_M = (np.array([array.ctypes.data for array in arrays], np.int64) for arrays in (weights, outs))
-    outputs_M = np.array([len(weight_OD) for weight_OD in weights], np.int64)
-    few_rows(x_TD, is_bf16, weights_M, outputs_M, outs_M, num_threads())
+    for start in range(0, len(weights), MOST):
+        some, places = weights[start : start + MOST], outs[start : start + MOST]
+        count = len(some)
+        filled, filled_places = (tuple(arrays + arrays[:1] * (MOST - count)) for arrays in (some, places))
+        few_rows(x_TD, is_bf16, filled, filled_places, count, num_threads())
     return outs

@@ -11,7 +11,7 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import gelu_float32
 from pg2ref.kernels.simd.cpu import cpu
-from pg2ref.kernels.simd.machine import flush_denormals, load_half, load_word, prefetch, store_word, take
+from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, load_half, load_word, prefetch, store_word, take
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32
 from pg2ref.kernels.simd.tile import VECTORS, make_tile
 from pg2ref.kernels.simd.transpose import make_transpose
@@ -22,7 +22,6 @@ PANEL = VECTORS * LANES  # outputs in a panel
 BLOCK = 576  # words of inputs in a panel: its 72 KB (AVX-512) and the rows they meet lie in the second cache
 TILE_ROWS = 8 if cpu().registers == 32 else 6
 FLOATS, WIDENED, PAIRS = 0, 1, 2  # what a word of a panel is: a stored float32, a widened bf16, two bf16
-CACHE_LINE = 64
 NOTHING = np.int64(0)
 
 tile_all, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 2, 1))

@@ -11,21 +11,24 @@ import numpy as np
 from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads, run
+from pg2ref.kernels.exponential import gelu_float32
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.group_tile import GROUP, LANES, make_group_tile
-from pg2ref.kernels.simd.machine import take
+from pg2ref.kernels.simd.machine import CACHE_LINE, prefetch, take
 from pg2ref.kernels.stored import Array, widened
 
-BLOCK = (
-    72  # groups: rows of 2,304 bytes, of which no two of a tile meet in one cache set, and all lie in the second cache
-)
+# Groups: rows of 2,304 bytes, of which no two of a tile meet in one cache set, and all lie in the second cache.
+BLOCK = 72
 TILE_ROWS = 12 if cpu().registers == 32 else 4
+FEWER_ROWS = 4 if cpu().registers == 32 else 2
 SHARE = 4  # blocks of outputs that a thread takes at a time
+MANY_ROWS = 8 * TILE_ROWS
+MOST = 3  # matrices in one call
 MOST_CODE = np.float32(127)
 SMALLEST_INPUT = np.float32(2.0**-100)  # a group of smaller ones is taken for 0: MOST_CODE over them might overflow
 
-int8_all, int8_two, int8_one = (make_group_tile(cpu(), 8, rows) for rows in (TILE_ROWS, 2, 1))
-int4_all, int4_two, int4_one = (make_group_tile(cpu(), 4, rows) for rows in (TILE_ROWS, 2, 1))
+int8_all, int8_some, int8_one = (make_group_tile(cpu(), 8, rows) for rows in (TILE_ROWS, FEWER_ROWS, 1))
+int4_all, int4_some, int4_one = (make_group_tile(cpu(), 4, rows) for rows in (TILE_ROWS, FEWER_ROWS, 1))
 
 
 @kernel
@@ -54,72 +57,131 @@ def quantize_rows(x_TD, zero, codes_BTX, scales_BTG, corrections_BTG):  # type: 
 
 @inlined
 def multiply_rows(x, x_stride, x_scales, corrections, g_stride, T, codes, scales, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
-    """One block of outputs of all rows, in tiles of as many rows as the registers hold."""
+    """One block of outputs of all rows, in tiles of as many rows as the registers hold.
+
+    Where there are many, the codes that follow these in the file come closer meanwhile, a part with each tile.
+    """
+    size = groups * GROUP * LANES * bits // 8
+    part = np.int64(size * TILE_ROWS // T) if T >= MANY_ROWS else np.int64(0)
+    ahead, end = codes + size, codes + 2 * size
     t = 0
     while t < T:
-        rows = TILE_ROWS if t + TILE_ROWS <= T else 2 if t + 2 <= T else 1
+        for line in range(ahead, min(end, ahead + part), CACHE_LINE):
+            prefetch(line)
+        ahead += part
+        rows = TILE_ROWS if t + TILE_ROWS <= T else FEWER_ROWS if t + FEWER_ROWS <= T else 1
         a, b, c, d = x + t * x_stride, x_scales + t * g_stride, corrections + t * g_stride, out + t * out_stride
         if bits == 8:
             if rows == TILE_ROWS:
                 int8_all(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
-            elif rows == 2:
-                int8_two(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
+            elif rows == FEWER_ROWS:
+                int8_some(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
             else:
                 int8_one(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
         elif rows == TILE_ROWS:
             int4_all(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
-        elif rows == 2:
-            int4_two(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
+        elif rows == FEWER_ROWS:
+            int4_some(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
         else:
             int4_one(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
         t += rows
 
 
-@kernel
-def multiply_blocks(codes_BTX, scales_BTG, corrections_BTG, codes, scales, groups, bits, out_TO, fresh, threads):  # type: ignore[no-untyped-def]
-    """out_TO (+)= x @ weights.T; `codes` and `scales` are the addresses of the weights'."""
-    T, O = out_TO.shape  # noqa: E741 - the dimension key
-    x, x_scales, corrections = codes_BTX.ctypes.data, scales_BTG.ctypes.data, corrections_BTG.ctypes.data
+@inlined
+def multiply_block(x, x_scales, corrections, T, codes, scales, index, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
+    """The block of outputs `index` of all rows, a block of inputs after the other."""
     code_bytes, scale_bytes = np.int64(GROUP * LANES * bits // 8), np.int64(2 * LANES)  # of a group
-    counter = np.zeros(1, np.int64)
+    for start in range(0, groups, BLOCK):
+        passed, before = (start // BLOCK) * T, index * groups + start
+        multiply_rows(
+            x + passed * BLOCK * GROUP,
+            np.int64(BLOCK * GROUP),
+            x_scales + passed * BLOCK * 4,
+            corrections + passed * BLOCK * 4,
+            np.int64(BLOCK * 4),
+            T,
+            codes + before * code_bytes,
+            scales + before * scale_bytes,
+            np.int64(min(BLOCK, groups - start)),
+            out,
+            out_stride,
+            np.int64(fresh and start == 0),
+            bits,
+        )
+
+
+@kernel
+def multiply_blocks(codes_BTX, scales_BTG, corrections_BTG, codes, scales, outs, count, bits, fresh, threads):  # type: ignore[no-untyped-def]
+    """out_TO (+)= x @ weights.T for the first `count` of the MOST matrices and outs."""
+    T, groups = codes_BTX.shape[1], scales[0].shape[1]
+    x, x_scales, corrections = codes_BTX.ctypes.data, scales_BTG.ctypes.data, corrections_BTG.ctypes.data
+    counter, places_MP = np.zeros(1, np.int64), np.empty((MOST, 4), np.int64)
+    for m in range(count):
+        places_MP[m, 0], places_MP[m, 1] = codes[m].ctypes.data, scales[m].ctypes.data
+        places_MP[m, 2], places_MP[m, 3] = outs[m].ctypes.data, scales[m].shape[0]
     for _thread in prange(threads):
+        m, passed = 0, 0  # matrices before, and blocks in them
         first = take(counter.ctypes.data) * SHARE
-        while first * LANES < O:
-            for index in range(first, min(O // LANES, first + SHARE)):
-                out = out_TO.ctypes.data + index * LANES * 4
-                for start in range(0, groups, BLOCK):
-                    block = start // BLOCK
-                    before = index * groups + start
-                    multiply_rows(
-                        x + block * T * BLOCK * GROUP,
-                        np.int64(BLOCK * GROUP),
-                        x_scales + block * T * BLOCK * 4,
-                        corrections + block * T * BLOCK * 4,
-                        np.int64(BLOCK * 4),
-                        T,
-                        codes + before * code_bytes,
-                        scales + before * scale_bytes,
-                        np.int64(min(BLOCK, groups - start)),
-                        out,
-                        np.int64(O * 4),
-                        np.int64(fresh and start == 0),
-                        bits,
-                    )
+        while m < count:
+            blocks = places_MP[m, 3]
+            if first - passed >= blocks:
+                m, passed = m + 1, passed + -(-blocks // SHARE) * SHARE
+                continue
+            stride = np.int64(blocks * LANES * 4)
+            for index in range(first - passed, min(blocks, first - passed + SHARE)):
+                our_codes, our_scales, out = places_MP[m, 0], places_MP[m, 1], places_MP[m, 2] + index * LANES * 4
+                multiply_block(
+                    x, x_scales, corrections, T, our_codes, our_scales, index, groups, out, stride, fresh, bits
+                )
             first = take(counter.ctypes.data) * SHARE
     counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]  # here they still live
+
+
+@kernel
+def gated_blocks(
+    codes_BTX, scales_BTG, corrections_BTG, gate, gate_scales, up, up_scales, groups, bits, out_TF, threads
+):  # type: ignore[no-untyped-def]
+    """out_TF = gelu(x @ gate.T) * (x @ up.T), block by block, so that neither product leaves the caches."""
+    T, F = out_TF.shape
+    x, x_scales, corrections = codes_BTX.ctypes.data, scales_BTG.ctypes.data, corrections_BTG.ctypes.data
+    counter, stride = np.zeros(1, np.int64), np.int64(LANES * 4)
+    for _thread in prange(threads):
+        gate_TL, up_TL = np.zeros((T, LANES), np.float32), np.zeros((T, LANES), np.float32)
+        first = take(counter.ctypes.data) * SHARE
+        while first * LANES < F:
+            for index in range(first, min(F // LANES, first + SHARE)):
+                out = gate_TL.ctypes.data
+                multiply_block(x, x_scales, corrections, T, gate, gate_scales, index, groups, out, stride, True, bits)
+                out = up_TL.ctypes.data
+                multiply_block(x, x_scales, corrections, T, up, up_scales, index, groups, out, stride, True, bits)
+                for t in range(T):
+                    gates, ups, results = gate_TL[t], up_TL[t], out_TF[t, index * LANES : (index + 1) * LANES]
+                    for lane in range(LANES):
+                        results[lane] = gelu_float32(gates[lane]) * ups[lane]
+            first = take(counter.ctypes.data) * SHARE
+        gate_TL[0, 0], up_TL[0, 0] = 0, 0  # an array is freed after its last use, and an address is none
+    counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]
 
 
 def multiply(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | None]) -> list[Array]:
     """The same rows times each of some quantised matrices, `x @ weight.T + bias`; their layout: pg2ref/quantized.py."""
     x_TD = np.ascontiguousarray(x_TD, np.float32)
-    inputs: dict[int, tuple[Array, Array, Array]] = {}
-    outs = []
-    for weight, bias_O in zip(weights, biases, strict=True):
-        zero = 1 << (weight.bits - 1)
-        if zero not in inputs:
-            inputs[zero] = quantized_rows(x_TD, zero)
-        outs.append(multiply_one(inputs[zero], weight, bias_O))
-    return outs
+    has_bias = {bias is not None for bias in biases}
+    if len({weight.bits for weight in weights}) > 1 or len(has_bias) > 1 or len(weights) > MOST:
+        return [multiply(x_TD, [weight], [bias])[0] for weight, bias in zip(weights, biases, strict=True)]
+    bits, fresh, count = weights[0].bits, has_bias == {False}, len(weights)
+    outs = [np.empty((len(x_TD), len(weight.scales) * LANES), np.float32) for weight in weights]
+    for out_TO, weight, bias_O in zip(outs, weights, biases, strict=True):
+        if bias_O is not None:
+            out_TO[:, : weight.shape[0]] = widened(bias_O)
+    spare = MOST - count  # kernels take tuples of one length
+    codes, scales, places = (
+        tuple(arrays + arrays[:1] * spare)
+        for arrays in ([weight.codes for weight in weights], [weight.scales for weight in weights], outs)
+    )
+    inputs = quantized_rows(x_TD, 1 << (bits - 1))
+    multiply_blocks(*inputs, codes, scales, places, count, bits, fresh, num_threads())
+    return [out_TO[:, : weight.shape[0]] for out_TO, weight in zip(outs, weights, strict=True)]
 
 
 def quantized_rows(x_TD: Array, zero: int) -> tuple[Array, Array, Array]:
@@ -132,12 +194,11 @@ def quantized_rows(x_TD: Array, zero: int) -> tuple[Array, Array, Array]:
     return codes_BTX, scales_BTG, corrections_BTG
 
 
-def multiply_one(inputs: tuple[Array, Array, Array], weight: Any, bias_O: Array | None) -> Array:
-    """Rows times one matrix."""
-    outputs, (blocks, groups, _) = weight.shape[0], weight.scales.shape
-    out_TO = np.empty((inputs[0].shape[1], blocks * LANES), np.float32)
-    if bias_O is not None:
-        out_TO[:, :outputs] = widened(bias_O)
-    codes, scales, fresh = weight.codes.ctypes.data, weight.scales.ctypes.data, bias_O is None
-    multiply_blocks(*inputs, codes, scales, groups, weight.bits, out_TO, fresh, num_threads())
-    return out_TO[:, :outputs]
+def multiply_gated(x_TD: Array, gate: Any, up: Any) -> Array:
+    """GeGLU of two quantised matrices of as many bits, gelu(x @ gate.T) * (x @ up.T)."""
+    inputs = quantized_rows(np.ascontiguousarray(x_TD, np.float32), 1 << (gate.bits - 1))
+    blocks, groups, _ = gate.scales.shape
+    out_TF = np.empty((len(x_TD), blocks * LANES), np.float32)
+    places = [array.ctypes.data for array in (gate.codes, gate.scales, up.codes, up.scales)]
+    gated_blocks(*inputs, *places, groups, gate.bits, out_TF, num_threads())
+    return out_TF[:, : gate.shape[0]]

@@ -45,9 +45,11 @@ def round_rows(x_TD, out_TD):  # type: ignore[no-untyped-def]
 
 
 def rounded(values: Array) -> Array:
-    """A matrix as bf16 bits."""
+    """Float32 numbers of any shape as bf16 bits."""
     out = np.empty(values.shape, np.uint16)
-    run(round_rows, values.size, np.ascontiguousarray(values, np.float32), out)
+    if values.size:
+        rows = values.shape[0]
+        run(round_rows, values.size, np.ascontiguousarray(values, np.float32).reshape(rows, -1), out.reshape(rows, -1))
     return out
 
 
@@ -60,4 +62,6 @@ def widened(stored: Array) -> Array:
 
 def readable(stored: Array) -> Array:
     """A small stored array as kernels read it, bf16 bits or float32; a copy where it is neither, or oddly aligned."""
+    if stored.dtype == np.uint16 and stored.flags.c_contiguous and stored.flags.aligned:
+        return stored
     return np.require(stored if stored.dtype == np.uint16 else widened(stored), requirements="CA")

@@ -31,7 +31,7 @@ BACKENDS: Mapping[str, Ops] = {
 BF16_TABLES = (BACKENDS["numpy bf16"], BACKENDS["numba bf16"])  # those that round what linear and attend read
 DTYPES = {name: (np.float32,) if "numba" in name else (np.float32, np.float64) for name in BACKENDS}
 EPS = 1e-6
-SINGLE = [name for name in Ops._fields if name != "linear_each"]  # those that give one array
+SINGLE = [name for name in Ops._fields if name not in ("linear_each", "to_bf16")]  # one array of the input's type
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -144,6 +144,13 @@ def test_linear_of_a_view(ops: Ops, dtype: Any, rng: np.random.Generator) -> Non
     weight_OD = f32_to_bf16(rng.standard_normal((7, 26), np.float32))[:, ::2]
     exact = np.array(naive_ops.linear(lists(as_read(ops, x_TD)), weight_values(ops, weight_OD).tolist()))
     assert_close(ops.linear(x_TD, weight_OD), exact, "linear", terms=13)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (5, 3, 7), (3, 40_001), (0, 2, 3)])
+def test_to_bf16(ops: Ops, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Bit for bit what arrays.py does, for every kind of number."""
+    values = rng.integers(0, 1 << 32, shape, np.uint32).view(np.float32)
+    np.testing.assert_array_equal(ops.to_bf16(values), f32_to_bf16(values))
 
 
 # Norms.

@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 from pg2ref.kernels.simd.cpu import IS_X86
 from pg2ref.kernels.simd.vectors import I8, I16, I32, I64
 
+CACHE_LINE = 64  # bytes
 FLUSH = 0x8040  # bits of MXCSR: denormal results become zero, denormal operands count as zero
 
 

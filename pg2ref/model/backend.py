@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from pg2ref.arrays import Array
+from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
 from pg2ref.policy import BACKENDS, INTEGER_PRECISIONS, PRECISIONS
@@ -31,6 +31,7 @@ class Ops(NamedTuple):
     gelu: Callable[..., Array]
     soft_cap: Callable[..., Array]
     rotate: Callable[..., Array]
+    to_bf16: Callable[[Array], Array]
     attend: Callable[..., Array]
 
 
@@ -54,6 +55,7 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
         gelu=ops.gelu,
         soft_cap=ops.soft_cap,
         rotate=rope.rotate,
+        to_bf16=f32_to_bf16,
         attend=attend,
     )
 
@@ -66,7 +68,7 @@ REFERENCE_INTEGER = reference(ops.linear_integer, ops.attend_bf16)
 @cache
 def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here, when somebody asks for them."""
-    from pg2ref.kernels import attention, elementwise, linear, quantized
+    from pg2ref.kernels import attention, elementwise, linear, quantized, stored
 
     is_bf16 = precision != "f32"
 
@@ -85,6 +87,8 @@ def fast(precision: str) -> Ops:
         return linear_each(x_TD, [weight_OD], [bias_O])[0]
 
     def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
+        if isinstance(gate_FD, QuantizedMatrix) and isinstance(up_FD, QuantizedMatrix) and gate_FD.bits == up_FD.bits:
+            return quantized.multiply_gated(x_TD, gate_FD, up_FD)
         if isinstance(gate_FD, QuantizedMatrix) or isinstance(up_FD, QuantizedMatrix):
             return elementwise.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
         return linear.multiply_gated(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
@@ -98,6 +102,7 @@ def fast(precision: str) -> Ops:
         gelu=elementwise.gelu,
         soft_cap=elementwise.soft_cap,
         rotate=elementwise.rotate,
+        to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
     )
 

@@ -37,7 +37,8 @@ class PaliGemma(NamedTuple):
 
     def empty_cache(self, capacity_tokens: int, prefix_length: int) -> KVCache:
         """A cache for one sequence."""
-        return KVCache(self.config.text, capacity_tokens, prefix_length, self.cache_dtype or self.dtype)
+        dtype = self.cache_dtype or self.dtype
+        return KVCache(self.config.text, capacity_tokens, prefix_length, dtype, self.ops.to_bf16)
 
 
 def encode_images(model: PaliGemma, images: Sequence[Array], *, tap: Tap = no_tap) -> Array:
