@@ -10,16 +10,18 @@ from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.simd.cpu import cpu
-from pg2ref.kernels.simd.dots import TURN, make_dots
+from pg2ref.kernels.simd.dots import LONG_ROWS, STRETCH, TURN, make_dots, make_long_dots
 from pg2ref.kernels.simd.machine import flush_denormals, take
 from pg2ref.kernels.stored import Array, bf16_bits
 
 FEW_ROWS = 16
 SHARE = 72 * 1024  # stored weights that a thread takes at a time: 4 microseconds of reading
 MOST = 3  # matrices in one call
+LONG = 6144  # inputs, from which on rows are read side by side
 
 dots_three, dots_two, dots_one = (make_dots(cpu(), rows, bf16_inputs=False) for rows in (3, 2, 1))
 pair_dots_three, pair_dots_two, pair_dots_one = (make_dots(cpu(), rows, bf16_inputs=True) for rows in (3, 2, 1))
+long_dots, long_pair_dots = make_long_dots(cpu(), bf16_inputs=False), make_long_dots(cpu(), bf16_inputs=True)
 
 
 @inlined
@@ -70,7 +72,9 @@ def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-u
     Threads take some stored rows after the other, so that a slow one takes fewer.
     """
     T, D = x_TD.shape
-    words_TW, counter, at_once = lay_out(x_TD, is_bf16), np.zeros(1, np.int64), max(1, SHARE // D)
+    words_TW, counter = lay_out(x_TD, is_bf16), np.zeros(1, np.int64)
+    at_once = max(LONG_ROWS, SHARE // D // LONG_ROWS * LONG_ROWS)
+    is_long = D >= LONG and D % (STRETCH * TURN) == 0
     weights_M, outs_M, outputs_M = np.empty(MOST, np.int64), np.empty(MOST, np.int64), np.empty(MOST, np.int64)
     for m in range(count):
         weights_M[m], outs_M[m], outputs_M[m] = weights[m].ctypes.data, outs[m].ctypes.data, weights[m].shape[0]
@@ -85,9 +89,17 @@ def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-u
                 continue
             start = (share - passed) * at_once
             stride = outputs_M[m] * 4
-            for o in range(start, min(outputs_M[m], start + at_once)):
-                row = weights_M[m] + o * D * 2
-                multiply_row(row, D, words_TW.ctypes.data, T, outs_M[m] + o * 4, stride, is_bf16)
+            stop, o, x = min(outputs_M[m], start + at_once), start, words_TW.ctypes.data
+            while T == 1 and is_long and o + LONG_ROWS <= stop:
+                row, out = weights_M[m] + o * D * 2, outs_M[m] + o * 4
+                if is_bf16:
+                    long_pair_dots(row, np.int64(D * 2), np.int64(D // (STRETCH * TURN)), x, np.int64(D * 2), out)
+                else:
+                    long_dots(row, np.int64(D * 2), np.int64(D // (STRETCH * TURN)), x, np.int64(D * 2), out)
+                o += LONG_ROWS
+            while o < stop:
+                multiply_row(weights_M[m] + o * D * 2, D, x, T, outs_M[m] + o * 4, stride, is_bf16)
+                o += 1
             share = take(counter.ctypes.data)
         flush_denormals(np.int64(0))
     counter[0] = words_TW[0, 0]  # an array is freed after its last use, and an address is none: here it still lives

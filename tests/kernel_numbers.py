@@ -16,7 +16,17 @@ from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.quantized import QuantizedMatrix
 
 # rows, outputs, inputs: by the kernel for few rows and by tiles, tails of each, odd numbers, more inputs than a block
-SHAPES = [(1, 37, 256), (3, 37, 256), (16, 5, 384), (1, 7, 33), (2, 1, 1), (21, 53, 1301), (40, 64, 64), (97, 31, 5)]
+SHAPES = [
+    (1, 37, 256),
+    (1, 9, 6144),
+    (3, 37, 256),
+    (16, 5, 384),
+    (1, 7, 33),
+    (2, 1, 1),
+    (21, 53, 1301),
+    (40, 64, 64),
+    (97, 31, 5),
+]
 
 
 def numbers(rng: np.random.Generator, *shape: int) -> Array:

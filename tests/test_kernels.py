@@ -5,6 +5,7 @@ Each operation on its own is compared with its oracle in test_ops.py.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import golden_records
 import numba
@@ -51,12 +52,14 @@ def test_the_number_of_threads_changes_nothing(rows: int, outputs: int, inputs: 
     np.testing.assert_array_equal(results[0], results[-1])
 
 
-def test_few_rows_are_bit_equal_to_one(rng: np.random.Generator) -> None:
-    """Sequences that decode together get the numbers that they get alone."""
-    x, weight = rng.standard_normal((few_rows.FEW_ROWS, 256)).astype(np.float32), bf16_weight(rng, 67, 256)
-    together = linear.linear(x, weight)
+@pytest.mark.parametrize("multiply", [linear.linear, linear.linear_bf16])
+@pytest.mark.parametrize("inputs", [256, few_rows.LONG, few_rows.LONG + 128])
+def test_few_rows_are_bit_equal_to_one(multiply: Any, inputs: int, rng: np.random.Generator) -> None:
+    """Sequences that decode together get the numbers that they get alone, where long rows are read another way."""
+    x, weight = rng.standard_normal((few_rows.FEW_ROWS, inputs)).astype(np.float32), bf16_weight(rng, 67, inputs)
+    together = multiply(x, weight)
     for t in range(few_rows.FEW_ROWS):
-        np.testing.assert_array_equal(linear.linear(x[t : t + 1], weight)[0], together[t])
+        np.testing.assert_array_equal(multiply(x[t : t + 1], weight)[0], together[t])
 
 
 def test_blocks_of_inputs_change_nothing(rng: np.random.Generator) -> None:

@@ -76,12 +76,12 @@ def fast(precision: str) -> Ops:
         x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None] | None = None
     ) -> list[Array]:
         biases = biases or [None] * len(weights)
-        kinds = {isinstance(weight, QuantizedMatrix) for weight in weights}
-        if len(kinds) > 1:
-            return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
-        if kinds == {True}:
+        plain = [weight for weight in weights if not isinstance(weight, QuantizedMatrix)]
+        if not plain:
             return quantized.multiply(x_TD, weights, biases)
-        return linear.multiply(x_TD, weights, biases, is_bf16=is_bf16)
+        if len(plain) == len(weights):
+            return linear.multiply(x_TD, plain, biases, is_bf16=is_bf16)
+        return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
 
     def linear_one(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
         return linear_each(x_TD, [weight_OD], [bias_O])[0]
