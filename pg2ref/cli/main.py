@@ -16,6 +16,7 @@ from pg2ref.errors import Pg2RefError
 COMMANDS = {  # name -> module; one is imported when it is run, so that help is quick
     "generate": "pg2ref.cli.generate",
     "inspect": "pg2ref.cli.inspect",
+    "scene": "pg2ref.cli.scene",
     "tokenize": "pg2ref.cli.tokenize",
 }
 INTERRUPTED = 130
