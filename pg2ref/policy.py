@@ -1,7 +1,7 @@
 """Where libraries differ, the choice has a name; a preset is one library's set of choices.
 
 The default, `transformers`, is the parity target (Transformers 5.23). What each name means is said where it is
-computed: `resize` in inputs/image.py, `window` in model/masks.py.
+computed: `resize` in inputs/image.py, `window` in model/masks.py, `loc_scale` in outputs/detection.py.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ BACKENDS = ("numpy", "numba")
 PRECISIONS = ("f32", "bf16", "f64")  # what is meant by them: model/backend.py
 RESIZE_POLICIES = ("bicubic", "bilinear-aa", "bilinear", "nearest")
 WINDOW_POLICIES = ("transformers", "big_vision", "keras", "gemma_cpp", "transformers_4")
+LOC_SCALES = (1023, 1024)
 
 
 class Policy(NamedTuple):
@@ -18,6 +19,7 @@ class Policy(NamedTuple):
 
     resize: str
     window: str
+    loc_scale: int = 1023
 
 
 PRESETS: Mapping[str, Policy] = {

@@ -30,6 +30,9 @@ BOUNDS: dict[str, Bound] = {
     "softmax": Bound(factor=2, seen=0.50),
     "rotate": Bound(factor=2, seen=0.54),
     "attend": Bound(factor=2.5, seen=0.66),
+    # The mask decoder: one convolution, and all of it from codes to mask, against loops in float64.
+    "convolve": Bound(factor=2.2, seen=0.55),
+    "mask decoder": Bound(factor=1.4, seen=0.35),
     # One way of decoding against another: with the cache and without, together and alone.
     "decode": Bound(factor=40, seen=12.4),
     # Whole towers: rounding is amplified from layer to layer, most where scores are sharp and no cap holds them.

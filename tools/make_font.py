@@ -67,7 +67,8 @@ def main(source: str) -> None:
     """Read DejaVuSans-Bold.ttf, write the subset and the outlines."""
     font = TTFont(source)
     (FONTS / "outlines.json").write_text(json.dumps(outlines(font), separators=(",", ":")) + "\n")
-    subsetter = Subsetter(Options(hinting=False, layout_features=[], name_IDs=[0, 1, 2, 4, 6, 13, 14]))
+    names = [0, 1, 2, 4, 6, 13, 14]  # copyright, names and licence
+    subsetter = Subsetter(Options(hinting=False, notdef_outline=True, layout_features=[], name_IDs=names))
     subsetter.populate(unicodes=KEPT)
     subsetter.subset(font)
     font.save(FONTS / "DejaVuSans-Bold-subset.ttf")
