@@ -72,12 +72,7 @@ def load(
     if backend is None:
         backend = "numpy" if precision == "f64" else "numba"
     operations(backend, precision or "f32")  # refuses names before anything is read
-    _check_choice("preset", preset, PRESETS)
-    policy = PRESETS[preset]
-    policy = Policy(resize or policy.resize, window or policy.window, loc_scale or policy.loc_scale)
-    _check_choice("resize", policy.resize, RESIZE_POLICIES)
-    _check_choice("window", policy.window, WINDOW_POLICIES)
-    _check_choice("loc_scale", policy.loc_scale, LOC_SCALES)
+    policy = _policy(preset, resize, window, loc_scale)
     folder = locate(name)
     vae_file = Path(vae) if vae is not None else folder / VAE_NAME
     mask_decoder = read_mask_decoder(vae_file) if vae is not None or vae_file.exists() else None
@@ -389,6 +384,17 @@ def _name_and_digest(source: ImageSource) -> tuple[str | None, str | None]:
         return os.fspath(source), None
     with open(source, "rb") as stream:
         return os.fspath(source), hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _policy(preset: str, resize: str | None, window: str | None, loc_scale: int | None) -> Policy:
+    """A preset's choices, some of them replaced."""
+    _check_choice("preset", preset, PRESETS)
+    policy = PRESETS[preset]
+    policy = Policy(resize or policy.resize, window or policy.window, loc_scale or policy.loc_scale)
+    _check_choice("resize", policy.resize, RESIZE_POLICIES)
+    _check_choice("window", policy.window, WINDOW_POLICIES)
+    _check_choice("loc_scale", policy.loc_scale, LOC_SCALES)
+    return policy
 
 
 def _check_choice(name: str, value: str | int, choices: Any) -> None:

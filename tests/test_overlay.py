@@ -124,6 +124,11 @@ def test_boxes_at_the_edges_and_of_one_pixel(box: tuple[float, float, float, flo
     assert changed(labelled).sum() > changed(drawn).sum() + 200  # a whole plate, inside
 
 
+def test_boxes_beyond_the_picture_are_cut() -> None:
+    assert pixel_box((5.5, 5, 11, 12.5), (10, 9)) == (5, 5, 10, 9)
+    assert pixel_box((20, 20, 30, 30), (10, 9)) == (9, 8, 10, 9)
+
+
 def test_long_labels_end_in_dots_and_stay_inside() -> None:
     drawn = draw_overlay(grey(200, 100), [one((10, 50, 60, 90), "m" * 500, None)])
     assert changed(drawn)[:, [0, -1]].any()

@@ -112,6 +112,9 @@ def find(
     write_pictures(result, overlay, masks)
     if not quiet:
         say_what_is_wrong(result, wants_objects=True)
+        bare = sum(one.mask_YX is None for one in result.objects)
+        if task == "segment" and model.mask_decoder is not None and bare:
+            click.echo(f"pg2ref: warning: {bare} of {len(result.objects)} objects came without a mask", err=True)
 
 
 def _row(one: Any) -> str:

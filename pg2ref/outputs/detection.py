@@ -12,13 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pg2ref.inputs.tokenizer import LOCATION_OR_SEGMENT
 from pg2ref.policy import LOC_SCALES
 
-LOCATION = re.compile(r"<loc(\d{4})>", re.ASCII)
 BOX_TOKENS, MASK_TOKENS = 4, 16
-_TOKEN = r"<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>"
-TOKEN = re.compile(_TOKEN, re.ASCII)
-_RUN = re.compile(rf"(?:{_TOKEN})(?:\s*(?:{_TOKEN}))*", re.ASCII)
+TOKEN = re.compile(LOCATION_OR_SEGMENT, re.ASCII)
+_RUN = re.compile(rf"(?:{LOCATION_OR_SEGMENT})(?:\s*(?:{LOCATION_OR_SEGMENT}))*", re.ASCII)
 _DAMAGED = re.compile(r"<(?:loc|seg)[^<>\s]*>?|<(?:l|lo|s|se)?$")
 _SEPARATOR = re.compile(r"(?:^|(?<=\s));(?=\s|$)")
 _MOST_SHOWN = 60
@@ -78,7 +77,7 @@ def box_xyxy_px(
         raise ValueError(f"loc_scale is {loc_scale}, expected one of {LOC_SCALES}")
     width, height = size
     y0, x0, y1, x1 = (step / loc_scale for step in box_yxyx_bins)
-    return x0 * width, y0 * height, min(x1, 1.0) * width, min(y1, 1.0) * height
+    return x0 * width, y0 * height, x1 * width, y1 * height
 
 
 def _label_and_rest(text: str) -> tuple[str, list[str]]:
