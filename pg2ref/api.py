@@ -13,17 +13,20 @@ import numpy as np
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, load_checkpoint, not_finite_tensors
 from pg2ref.checkpoint.locate import locate
+from pg2ref.checkpoint.vae_npz import VAE_NAME, read_mask_decoder
 from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.generation.beam import beam_search
 from pg2ref.generation.generate import TokenEvent, generate
 from pg2ref.generation.sampling import make_sampler
-from pg2ref.inputs.image import ImageSource, pixel_values, read_image
+from pg2ref.inputs.image import ImageSource, Picture, pixel_values, read_image
 from pg2ref.inputs.prompt import prompt_ids
 from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
 from pg2ref.model.backend import choose_precision, operations
 from pg2ref.model.paligemma import PaliGemma, encode_images, prefill
+from pg2ref.model.vqvae import MaskDecoder
+from pg2ref.outputs.objects import find_objects
 from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token, versions
-from pg2ref.policy import PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
+from pg2ref.policy import LOC_SCALES, PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
 from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
 
 MOST_NEW_TOKENS = 8192
@@ -39,6 +42,8 @@ def load(
     preset: str = "transformers",
     resize: str | None = None,
     window: str | None = None,
+    loc_scale: int | None = None,
+    vae: str | Path | None = None,
 ) -> "Model":
     """Open a checkpoint: a folder, or the name of one in the local Hugging Face cache. Nothing is downloaded.
 
@@ -52,6 +57,8 @@ def load(
         preset: whose choice to follow where libraries differ: transformers, big_vision, keras, gemma_cpp.
         resize: one choice apart from the preset's; see inputs/image.py.
         window: likewise; see model/masks.py.
+        loc_scale: likewise, 1023 or 1024; see outputs/detection.py.
+        vae: the mask decoder, big_vision's vae-oid.npz; by default the file of that name in the model's folder, if any.
 
     Raises:
         ModelNotAvailableError: there is nothing under that name.
@@ -64,12 +71,10 @@ def load(
     if backend is None:
         backend = "numpy" if precision == "f64" else "numba"
     operations(backend, precision or "f32")  # refuses names before anything is read
-    _check_choice("preset", preset, PRESETS)
-    policy = PRESETS[preset]
-    policy = Policy(resize=resize or policy.resize, window=window or policy.window)
-    _check_choice("resize", policy.resize, RESIZE_POLICIES)
-    _check_choice("window", policy.window, WINDOW_POLICIES)
+    policy = _policy(preset, resize, window, loc_scale)
     folder = locate(name)
+    vae_file = Path(vae) if vae is not None else folder / VAE_NAME
+    mask_decoder = read_mask_decoder(vae_file) if vae is not None or vae_file.exists() else None
     checkpoint = load_checkpoint(folder)
     tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
     check_vocabulary(checkpoint, tokenizer.vocab_size)
@@ -90,7 +95,7 @@ def load(
         "backend": backend,
         "weights": checkpoint.weight_type,
     }
-    return Model(checkpoint, tokenizer, numbers, policy, described, time.perf_counter() - started)
+    return Model(checkpoint, tokenizer, numbers, policy, described, time.perf_counter() - started, mask_decoder)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Model:
         policy: Policy,
         described: dict[str, str | None],
         load_seconds: float,
+        mask_decoder: MaskDecoder | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -120,6 +126,7 @@ class Model:
         self.policy = policy
         self.described = described
         self.load_seconds = load_seconds
+        self.mask_decoder = mask_decoder
 
     def generate(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Result:
         """Answer a prompt about one image or several; options as for `stream`."""
@@ -249,6 +256,7 @@ class Model:
             prompt_ids=prompt_ids(
                 self.tokenizer, prompt, num_images=len(opened), num_image_tokens=vision.num_image_tokens
             ),
+            picture=opened[0],
         )
 
 
@@ -260,6 +268,7 @@ class Prepared:
     pixel_values: list[Array]  # pixel_values_CYX of each image
     prompt: str
     prompt_ids: list[int]
+    picture: Picture  # the first image, upright, in RGB
 
 
 class Answer:
@@ -311,6 +320,13 @@ class Answer:
         """Everything about the answer so far."""
         tokenizer, prepared = self.model.tokenizer, self.prepared
         decode_seconds = sum(event.seconds for event in self.events[1:])
+        objects, problems = find_objects(
+            self.text,
+            [(tokenizer.piece(event.token_id), event.logprob) for event in self.events],
+            prepared.picture.size,
+            self.model.policy.loc_scale,
+            self.model.mask_decoder,
+        )
         return Result(
             model=self.model.described,
             images=prepared.images,
@@ -318,6 +334,8 @@ class Answer:
             prompt_ids=tuple(prepared.prompt_ids),
             num_image_tokens=sum(i == tokenizer.image_token_id for i in prepared.prompt_ids),
             text=self.text,
+            objects=objects,
+            problems=problems,
             finish_reason=self.events[-1].finish_reason if self.events else None,
             tokens=tuple(
                 Token(
@@ -341,6 +359,7 @@ class Answer:
             ),
             warnings=self.warnings,
             versions=versions(),
+            picture=prepared.picture,
         )
 
 
@@ -363,6 +382,17 @@ def _name_and_digest(source: ImageSource) -> tuple[str | None, str | None]:
         return os.fspath(source), hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
+def _policy(preset: str, resize: str | None, window: str | None, loc_scale: int | None) -> Policy:
+    """A preset's choices, some of them replaced."""
+    _check_choice("preset", preset, PRESETS)
+    policy = PRESETS[preset]
+    policy = Policy(resize or policy.resize, window or policy.window, loc_scale or policy.loc_scale)
+    _check_choice("resize", policy.resize, RESIZE_POLICIES)
+    _check_choice("window", policy.window, WINDOW_POLICIES)
+    _check_choice("loc_scale", policy.loc_scale, LOC_SCALES)
+    return policy
+
+
+def _check_choice(name: str, value: str | int, choices: Any) -> None:
     if value not in choices:
-        raise UsageError(f"{name} {value!r} is not one of {', '.join(choices)}")
+        raise UsageError(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")

@@ -1,7 +1,7 @@
 """Where libraries differ, the choice has a name; a preset is one library's set of choices.
 
 The default, `transformers`, is the parity target (Transformers 5.23). What each name means is said where it is
-computed: `resize` in inputs/image.py, `window` in model/masks.py.
+computed: `resize` in inputs/image.py, `window` in model/masks.py, `loc_scale` in outputs/detection.py.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ PRECISIONS = ("f32", "bf16", "f64", "int8", "int4")  # what is meant by them: mo
 INTEGER_PRECISIONS = ("int8", "int4")  # those of quantised checkpoints
 RESIZE_POLICIES = ("bicubic", "bilinear-aa", "bilinear", "nearest")
 WINDOW_POLICIES = ("transformers", "big_vision", "keras", "gemma_cpp", "transformers_4")
+LOC_SCALES = (1023, 1024)
 
 
 class Policy(NamedTuple):
@@ -19,6 +20,7 @@ class Policy(NamedTuple):
 
     resize: str
     window: str
+    loc_scale: int = 1023
 
 
 PRESETS: Mapping[str, Policy] = {

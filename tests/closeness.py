@@ -43,6 +43,9 @@ BOUNDS: dict[str, Bound] = {
     # Kernels in bf16 against the truth in bf16, as a share of what bf16 changes at a stage. Mostly no rounding falls
     # otherwise; where one does, layers make of it noise drawn anew, and two draws of one size are sqrt(2) of it apart.
     "bf16 stages": Bound(factor=1.41, seen=0.951, note="0.001 but for one model; 2.38 where inputs are cut off"),
+    # The mask decoder: one convolution, and all of it from codes to mask, against loops in float64.
+    "convolve": Bound(factor=2.2, seen=0.55),
+    "mask decoder": Bound(factor=1.4, seen=0.35),
     # One way of decoding against another: with the cache and without, together and alone.
     "decode": Bound(factor=40, seen=12.4),
     # Whole towers: rounding is amplified from layer to layer, most where scores are sharp and no cap holds them.

@@ -21,10 +21,10 @@ from pg2ref.inputs.tokenizer import Tokenizer
 from pg2ref.model.backend import has_bf16_dot
 
 RESULT_FIELDS = {
-    "": "schema model input text finish_reason tokens policy timing warnings versions",
+    "": "schema model input text objects problems finish_reason tokens policy timing warnings versions",
     "model": "id revision dtype backend weights",
     "input": "images prompt ids image_tokens",
-    "policy": "resize window",
+    "policy": "resize window loc_scale",
     "timing": "load_s vision_s prefill_s decode_s decode_tok_s",
     "versions": "pg2ref numpy pillow numba python",
 }
@@ -231,7 +231,7 @@ def test_policies_are_recorded_and_change_the_numbers(
 ) -> None:
     """The small model's window, 9, is shorter than its prefix of 20, so its rule matters from the first token on."""
     result = answer(run, picture, "-m", small_folder, "-n", 1, *choices)
-    assert result["policy"] == {"resize": resize, "window": window}
+    assert result["policy"] == {"resize": resize, "window": window, "loc_scale": 1023}
     plain = answer(run, picture, "-m", small_folder, "-n", 1)
     assert (logprobs(result) == logprobs(plain)) == (not choices)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pg2ref.cli.objects import check_pictures, object_options, say_what_is_wrong, write_pictures
 from pg2ref.cli.options import computation_options, json_option, model_option, open_model, required_model
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     help="Print a line a token, with its log-probability and the K likeliest.",
 )
 @click.option("--no-cache", is_flag=True, help="Compute everything anew for each token: a check, slow.")
+@object_options
 @computation_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was read and how long each phase took.")
@@ -50,6 +52,10 @@ def command(
     preset: str,
     resize: str | None,
     window: str | None,
+    overlay: str | None,
+    masks: str | None,
+    vae: str | None,
+    loc_scale: int | None,
     as_json: bool,
     verbose: bool,
     quiet: bool,
@@ -64,9 +70,11 @@ def command(
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
     """
     required_model(name)  # before anything waits for stdin
+    check_pictures(overlay, masks)
     sources, prompt = read_stdin(images, prompt)
     line = ProgressLine(enabled=not quiet)
-    model = open_model(name, precision=precision, backend=backend, preset=preset, resize=resize, window=window)
+    computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
+    model = open_model(name, vae=vae, loc_scale=loc_scale, **computed)
     if verbose:
         describe(model)
     answer = model.stream(
@@ -76,11 +84,12 @@ def command(
         print_answer(answer, line, as_json, options["max_new_tokens"], options["logprobs"])
     finally:
         line.clear()
+    result = answer.result()
+    write_pictures(result, overlay, masks)
     if not quiet:
-        for warning in answer.warnings:
-            click.echo(f"pg2ref: warning: {warning}", err=True)
+        say_what_is_wrong(result, wants_objects=overlay is not None or masks is not None)
     if verbose:
-        timing = answer.result().timing
+        timing = result.timing
         click.echo(
             f"vision {timing.vision_s:.2f} s, prompt {timing.prefill_s:.2f} s, "
             f"answer {timing.decode_s:.2f} s for {len(answer.events)} tokens",

@@ -15,7 +15,10 @@ from pg2ref.errors import Pg2RefError
 
 COMMANDS = {  # name -> module; one is imported when it is run, so that help is quick
     "generate": "pg2ref.cli.generate",
+    "detect": "pg2ref.cli.detect",
+    "segment": "pg2ref.cli.segment",
     "inspect": "pg2ref.cli.inspect",
+    "scene": "pg2ref.cli.scene",
     "tokenize": "pg2ref.cli.tokenize",
     "bench": "pg2ref.cli.bench",
     "quantize": "pg2ref.cli.quantize",

@@ -1,4 +1,4 @@
-"""Step 8 of 9: the loop that turns scores into an answer, one token at a time. Next: outputs/result.py.
+"""Step 8 of 9: the loop that turns scores into an answer, one token at a time. Next: outputs/detection.py.
 
 The library yields events and prints nothing.
 """

@@ -20,6 +20,7 @@ from pg2ref.arrays import Array
 from pg2ref.errors import InputError, UsageError
 from pg2ref.policy import RESIZE_POLICIES
 
+Picture: TypeAlias = Image.Image
 ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | Array
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 2 GB while an image with alpha is read

@@ -1,13 +1,17 @@
-"""Step 9 of 9: the answer with everything needed to trust it, and its JSON form `pg2ref/result/1`.
+"""Step 9 of 9, second half: the answer with everything needed to trust it, and its JSON form `pg2ref/result/1`.
 
 Fields are only ever added within a version of the schema.
 """
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
+
+from pg2ref.errors import UsageError
+from pg2ref.inputs.image import Picture
+from pg2ref.outputs.objects import DetectedObject
 
 SCHEMA = "pg2ref/result/1"
 
@@ -61,12 +65,15 @@ class Result:
     prompt_ids: tuple[int, ...]
     num_image_tokens: int  # of all images
     text: str
+    objects: tuple[DetectedObject, ...]  # in the first image
+    problems: tuple[str, ...]  # what of boxes and masks in the text could not be understood
     finish_reason: str | None  # "stop", "length", or None while the answer is unfinished
     tokens: tuple[Token, ...]  # the end-of-text token included
-    policy: dict[str, str]
+    policy: dict[str, Any]
     timing: Timing
     warnings: tuple[str, ...]
     versions: dict[str, str]
+    picture: Picture | None = field(repr=False, compare=False)  # the first image, upright, in RGB; not in the JSON
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -78,9 +85,32 @@ class Result:
         """Log-probability of each token of the answer."""
         return tuple(token.logprob for token in self.tokens)
 
+    def overlay(self) -> Picture:
+        """The first image with the objects' boxes, masks and labels on it, as a new PIL image."""
+        from pg2ref.outputs.overlay import draw_overlay
+
+        if self.picture is None:
+            raise UsageError("this result has no picture to draw on: take the one that generate returned")
+        return draw_overlay(self.picture, self.objects)
+
+    def to_supervision(self) -> Any:
+        """The objects as `supervision.Detections`: boxes, scores, masks where all have one, `data["class_name"]`.
+
+        Objects without a score get 1, as Detections knows no missing one.
+
+        Raises UsageError where the package supervision is not installed.
+        """
+        try:
+            from pg2ref.outputs.supervision_detections import detections
+        except ImportError:
+            raise UsageError("to_supervision needs the package supervision: pip install supervision") from None
+        return detections(self.objects)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object as Python values."""
-        fields = asdict(self)
+        fields = asdict(replace(self, objects=(), picture=None))  # neither pictures nor masks are copied
+        del fields["picture"]
+        fields["objects"] = [one.to_dict() for one in self.objects]
         inputs = {
             "images": fields.pop("images"),
             "prompt": fields.pop("prompt"),
