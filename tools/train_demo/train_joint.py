@@ -1,0 +1,166 @@
+"""Stage 3: tower and language model together, on pixels; stages 1 and 2 must have run.
+
+    python -m torch.distributed.run --nproc-per-node 2 tools/train_demo/train_joint.py build/demo
+
+The projector starts as the linear map that comes nearest to stage 2's oracle. The auxiliary heads stay, so that the
+tower does not forget, and the tower learns slowly. Again: goes on where it stopped; with more --steps the rate rises
+again. The folder gets `joint/state.pt` and `joint/log.jsonl`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from answer_scores import scores
+from architecture import build, model_config
+from heads import Heads, measure, weighted
+from language import LocationTable, answer_loss, read
+from mask_vae import MaskVae, read_exported
+from optimiser import Optimiser, rate_share
+from oracle import Oracle
+from patch_targets import patch_targets, pixel_tensor
+from processes import join, rank, world
+from questions import batches
+from run import Run
+from scene_store import SHARD, Scenes, draw, shard
+from seeds import FIRST_FOR_TRAINING, VALIDATION
+from torch import Tensor, nn
+from transformers import PaliGemmaForConditionalGeneration
+from vocabulary import FIRST_LOCATION, VOCAB_SIZE, write_tokenizer
+
+from pg2ref.checkpoint.vae_npz import VAE_NAME
+
+WARM_UP_STEPS = 100
+SIGMAS = (4.0, 3.0)  # of locations, in the tower's edges and in answers
+TOWER_SHARE = 0.2  # of the rate
+AUXILIARY_WEIGHT = 0.3
+FIT_SCENES, RIDGE = 1024, 1.0
+
+
+class Joint(nn.Module):
+    """Everything that is trained: the model, its location rows, the heads on its tower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: PaliGemmaForConditionalGeneration = build(model_config(FIRST_LOCATION, VOCAB_SIZE))
+        self.locations = LocationTable(self.model.config.text_config.hidden_size)
+        self.heads = Heads(self.model.config.vision_config.hidden_size)
+
+    def see(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
+        """The tower's features and the image embeddings of scenes, float32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            features = self.model.model.vision_tower(pixel_tensor(scenes)).last_hidden_state
+            embeddings = self.model.model.multi_modal_projector(features)
+        return features.float(), embeddings.float()
+
+    def groups(self) -> list[tuple[nn.Module, float]]:
+        """Modules with their shares of the rate."""
+        inner = self.model.model
+        fast = [inner.multi_modal_projector, inner.language_model, self.locations]
+        return [(inner.vision_tower, TOWER_SHARE), (self.heads, TOWER_SHARE), *((module, 1.0) for module in fast)]
+
+
+def begin(joint: Joint, folder: Path, vae: MaskVae) -> None:
+    """Take over what stages 1 and 2 have learned, and fit the projector between them."""
+    vision, language = (
+        torch.load(folder / stage / "state.pt", weights_only=True)["parts"] for stage in ("vision", "language")
+    )
+    inner = joint.model.model
+    inner.vision_tower.load_state_dict(vision["tower"])
+    joint.heads.load_state_dict(vision["heads"])
+    inner.language_model.load_state_dict(language["language"])
+    joint.locations.load_state_dict(language["locations"])
+    oracle = Oracle(inner.language_model.config.hidden_size)
+    oracle.load_state_dict(language["oracle"])
+    scenes = [shard(folder / "scenes", FIRST_FOR_TRAINING + at, vae) for at in range(0, FIT_SCENES, SHARD)]
+    fit_projector(joint, oracle, scenes)
+
+
+@torch.no_grad()
+def fit_projector(joint: Joint, oracle: Oracle, scenes: list[Scenes]) -> float:
+    """Ridge regression from features to the oracle's embeddings; returns the share of variance that it explains."""
+    features = torch.cat([joint.see(some)[0].flatten(0, 1) for some in scenes])
+    wanted = torch.cat([oracle(patch_targets(some)).flatten(0, 1) for some in scenes])
+    padded = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+    gram = padded.T @ padded + RIDGE * torch.eye(padded.shape[1], dtype=torch.float64)
+    solved = torch.linalg.solve(gram, padded.T @ wanted.double()).float()
+    projector = joint.model.model.multi_modal_projector.linear
+    projector.weight.copy_(solved[:-1].T)
+    projector.bias.copy_(solved[-1])
+    missed = (projector(features) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    return 1 - missed.item()
+
+
+def judge(joint: Joint, held_out: Scenes, asked: list[Any]) -> dict[str, float]:
+    """Scores of answers and heads on held-out scenes."""
+    with torch.no_grad():
+        features, embeddings = joint.see(held_out)
+        readings = [
+            (read(joint.model, joint.locations, embeddings[batch.rows_S][batch.scene_Q], batch), batch)
+            for batch in asked
+        ]
+    seen = measure(joint.heads, features, patch_targets(held_out))
+    return scores(readings) | {f"tower_{name}": value for name, value in seen.items()}
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--steps", default=40000, show_default=True)
+@click.option("--batch-scenes", default=6, show_default=True, help="Of each process; three questions about each.")
+@click.option("--highest-rate", default=1.2e-3, show_default=True, help="AdamW's.")
+@click.option("--muon-rate", default=1.2e-3, show_default=True, help="Muon's; 0 for AdamW alone.")
+@click.option("--final-share", default=0.3, show_default=True, help="Of the steps, over which the rate falls to 0.")
+@click.option("--scenes", default=131072, show_default=True, help="How many before they are read again.")
+@click.option("--validation", default=200, show_default=True, help="Scenes to measure on.")
+@click.option("--log-every", default=250, show_default=True, help="In steps.")
+@click.option("--stop-after", type=int, help="Stop at this step, to go on later.")
+@click.option("--seed", default=0, show_default=True)
+def main(
+    folder: Path,
+    steps: int,
+    batch_scenes: int,
+    highest_rate: float,
+    muon_rate: float,
+    final_share: float,
+    scenes: int,
+    validation: int,
+    log_every: int,
+    stop_after: int | None,
+    seed: int,
+) -> None:
+    """Train, or go on training."""
+    join()
+    torch.manual_seed(seed)
+    joint = Joint()
+    tokenizer = write_tokenizer(folder / "model")
+    vae = read_exported(folder / "mask_vae" / VAE_NAME)
+    optimiser = Optimiser(joint.groups(), highest_rate, muon_rate)
+    run = Run(folder / "joint", {"joint": joint, "optimiser": optimiser}, seed)
+    if run.step == 0:
+        begin(joint, folder, vae)
+    held_out = draw(VALIDATION[:validation], vae)
+    held_out_batches = batches(held_out, tokenizer, batch_scenes, VALIDATION.start, 0)
+    per_shard = SHARD // batch_scenes
+    current = None
+    while run.step < min(steps, stop_after or steps):
+        number, at = divmod(run.step, per_shard)
+        if current is None or at == 0:
+            reading = number * world() + rank()
+            current = shard(folder / "scenes", FIRST_FOR_TRAINING + reading * SHARD % scenes, vae)
+            asked = batches(current, tokenizer, batch_scenes, FIRST_FOR_TRAINING + reading, number)
+        batch = asked[at]
+        shown = current.take(batch.rows_S)
+        features, embeddings = joint.see(shown)
+        answers = answer_loss(read(joint.model, joint.locations, embeddings[batch.scene_Q], batch), SIGMAS[1])
+        auxiliary = weighted(joint.heads.losses(features, patch_targets(shown), SIGMAS[0]))
+        (answers + AUXILIARY_WEIGHT * auxiliary).backward()
+        optimiser.step(rate_share(run.step, steps, WARM_UP_STEPS, final_share))
+        run.stepped({"answers": answers.item(), "auxiliary": auxiliary.item()})
+        if run.step % log_every == 0 or run.step == steps:
+            run.log(lambda: judge(joint, held_out, held_out_batches), questions=run.step * batch_scenes * 3 * world())
+    run.save()
+
+
+if __name__ == "__main__":
+    main()
