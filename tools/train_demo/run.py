@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ SAVE_SECONDS = 60.0
 class Run:
     """A folder with `state.pt` and `log.jsonl`. `parts` are modules and optimisers, by name."""
 
-    def __init__(self, folder: Path, parts: dict[str, Any], seed: int) -> None:
+    def __init__(self, folder: Path, parts: dict[str, Any]) -> None:
         self.folder, self.parts = folder, parts
         self.step = 0
         self.compute_seconds = 0.0  # of this process, on its processors; waiting does not count
         folder.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(seed)
         if (folder / "state.pt").exists():
             self._go_on(torch.load(folder / "state.pt", weights_only=True))
         self._begun, self._counted = time.process_time(), self.compute_seconds
@@ -56,14 +54,14 @@ class Run:
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
 
-    def log(self, measure: Callable[[], dict[str, float]], **counted: float) -> None:
-        """A line of the log: counts, mean losses since the last line, and what is measured now."""
+    def log(self, measured: dict[str, float], **counted: float) -> None:
+        """A line of the log: counts, mean losses since the last line, and what was measured now."""
         if rank() > 0:
             return
         self._count()
         line = {"step": self.step, **counted, "seconds": round(self.compute_seconds, 1)}
         line |= {f"loss_{name}": round(total / max(self._summed, 1), 4) for name, total in self._sums.items()}
-        line |= {name: round(value, 4) for name, value in measure().items()}
+        line |= {name: round(value, 4) for name, value in measured.items()}
         self._sums, self._summed = {}, 0
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")

@@ -8,9 +8,7 @@ again. The folder gets `joint/state.pt` and `joint/log.jsonl`.
 """
 
 from pathlib import Path
-from typing import Any
 
-import click
 import torch
 from answer_scores import scores
 from architecture import build, model_config
@@ -18,10 +16,11 @@ from heads import Heads, measure, weighted
 from language import LocationTable, answer_loss, read
 from mask_vae import MaskVae, read_exported
 from optimiser import Optimiser, rate_share
+from options import Options, training_options
 from oracle import Oracle
 from patch_targets import patch_targets, pixel_tensor
 from processes import join, rank, world
-from questions import batches
+from questions import PER_SCENE, Batch, batches
 from run import Run
 from scene_store import SHARD, Scenes, draw, shard
 from seeds import FIRST_FOR_TRAINING, VALIDATION
@@ -36,6 +35,7 @@ SIGMAS = (4.0, 3.0)  # of locations, in the tower's edges and in answers
 TOWER_SHARE = 0.2  # of the rate
 AUXILIARY_WEIGHT = 0.3
 FIT_SCENES, RIDGE = 1024, 1.0
+DEFAULTS = Options(steps=40000, batch_size=6, highest_rate=1.2e-3, muon_rate=1.2e-3, final_share=0.3, scenes=131072)
 
 
 class Joint(nn.Module):
@@ -92,7 +92,7 @@ def fit_projector(joint: Joint, oracle: Oracle, scenes: list[Scenes]) -> float:
     return 1 - missed.item()
 
 
-def judge(joint: Joint, held_out: Scenes, asked: list[Any]) -> dict[str, float]:
+def judge(joint: Joint, held_out: Scenes, asked: list[Batch]) -> dict[str, float]:
     """Scores of answers and heads on held-out scenes."""
     with torch.no_grad():
         features, embeddings = joint.see(held_out)
@@ -104,62 +104,44 @@ def judge(joint: Joint, held_out: Scenes, asked: list[Any]) -> dict[str, float]:
     return scores(readings) | {f"tower_{name}": value for name, value in seen.items()}
 
 
-@click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--steps", default=40000, show_default=True)
-@click.option("--batch-scenes", default=6, show_default=True, help="Of each process; three questions about each.")
-@click.option("--highest-rate", default=1.2e-3, show_default=True, help="AdamW's.")
-@click.option("--muon-rate", default=1.2e-3, show_default=True, help="Muon's; 0 for AdamW alone.")
-@click.option("--final-share", default=0.3, show_default=True, help="Of the steps, over which the rate falls to 0.")
-@click.option("--scenes", default=131072, show_default=True, help="How many before they are read again.")
-@click.option("--validation", default=200, show_default=True, help="Scenes to measure on.")
-@click.option("--log-every", default=250, show_default=True, help="In steps.")
-@click.option("--stop-after", type=int, help="Stop at this step, to go on later.")
-@click.option("--seed", default=0, show_default=True)
-def main(
-    folder: Path,
-    steps: int,
-    batch_scenes: int,
-    highest_rate: float,
-    muon_rate: float,
-    final_share: float,
-    scenes: int,
-    validation: int,
-    log_every: int,
-    stop_after: int | None,
-    seed: int,
-) -> None:
-    """Train, or go on training."""
+@training_options(DEFAULTS)
+def main(folder: Path, options: Options) -> None:
+    """Train the model in FOLDER, or go on training it."""
     join()
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     joint = Joint()
     tokenizer = write_tokenizer(folder / "model")
     vae = read_exported(folder / "mask_vae" / VAE_NAME)
-    optimiser = Optimiser(joint.groups(), highest_rate, muon_rate)
-    run = Run(folder / "joint", {"joint": joint, "optimiser": optimiser}, seed)
+    optimiser = Optimiser(joint.groups(), options.highest_rate, options.muon_rate)
+    run = Run(folder / "joint", {"joint": joint, "optimiser": optimiser})
     if run.step == 0:
         begin(joint, folder, vae)
-    held_out = draw(VALIDATION[:validation], vae)
-    held_out_batches = batches(held_out, tokenizer, batch_scenes, VALIDATION.start, 0)
-    per_shard = SHARD // batch_scenes
+    held_out = draw(VALIDATION[: options.validation], vae)
+    held_out_batches = batches(held_out, tokenizer, options.batch_size, VALIDATION.start, 0)
     current = None
-    while run.step < min(steps, stop_after or steps):
-        number, at = divmod(run.step, per_shard)
+    while run.step < options.last_step:
+        number, at = divmod(run.step, SHARD // options.batch_size)
         if current is None or at == 0:
             reading = number * world() + rank()
-            current = shard(folder / "scenes", FIRST_FOR_TRAINING + reading * SHARD % scenes, vae)
-            asked = batches(current, tokenizer, batch_scenes, FIRST_FOR_TRAINING + reading, number)
-        batch = asked[at]
-        shown = current.take(batch.rows_S)
-        features, embeddings = joint.see(shown)
-        answers = answer_loss(read(joint.model, joint.locations, embeddings[batch.scene_Q], batch), SIGMAS[1])
-        auxiliary = weighted(joint.heads.losses(features, patch_targets(shown), SIGMAS[0]))
-        (answers + AUXILIARY_WEIGHT * auxiliary).backward()
-        optimiser.step(rate_share(run.step, steps, WARM_UP_STEPS, final_share))
-        run.stepped({"answers": answers.item(), "auxiliary": auxiliary.item()})
-        if run.step % log_every == 0 or run.step == steps:
-            run.log(lambda: judge(joint, held_out, held_out_batches), questions=run.step * batch_scenes * 3 * world())
+            current = shard(folder / "scenes", FIRST_FOR_TRAINING + reading * SHARD % options.scenes, vae)
+            asked = batches(current, tokenizer, options.batch_size, FIRST_FOR_TRAINING + reading, number)
+        losses = learn(joint, current, asked[at])
+        optimiser.step(rate_share(run.step, options.steps, WARM_UP_STEPS, options.final_share))
+        run.stepped(losses)
+        if run.step % options.log_every == 0 or run.step == options.steps:
+            questions = run.step * options.batch_size * PER_SCENE * world()
+            run.log(judge(joint, held_out, held_out_batches), questions=questions)
     run.save()
+
+
+def learn(joint: Joint, scenes: Scenes, batch: Batch) -> dict[str, float]:
+    """Gradients of the answers, and of what every patch should tell; returns the losses."""
+    shown = scenes.take(batch.rows_S)
+    features, embeddings = joint.see(shown)
+    answers = answer_loss(read(joint.model, joint.locations, embeddings[batch.scene_Q], batch), SIGMAS[1])
+    auxiliary = weighted(joint.heads.losses(features, patch_targets(shown), SIGMAS[0]))
+    (answers + AUXILIARY_WEIGHT * auxiliary).backward()
+    return {"answers": answers.item(), "auxiliary": auxiliary.item()}
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ read again.
 
 from pathlib import Path
 
-import click
 import torch
 from architecture import build, model_config
 from heads import Heads, measure, weighted
 from mask_vae import read_exported
 from optimiser import Optimiser, rate_share
+from options import Options, training_options
 from patch_targets import patch_targets, pixel_tensor
+from processes import join, rank, world
 from run import Run
-from scene_store import SHARD, draw, shard
+from scene_store import SHARD, Scenes, draw, shard
 from seeds import FIRST_FOR_TRAINING, VALIDATION
 from torch import nn
 
@@ -25,6 +26,7 @@ from pg2ref.checkpoint.vae_npz import VAE_NAME
 
 WARM_UP_STEPS = 100
 SIGMAS = (12.0, 4.0)  # of the soft targets of the edges, in bins, from the first step to the last
+DEFAULTS = Options(steps=6000, batch_size=16, highest_rate=1.5e-3, muon_rate=1.5e-3, final_share=0.35, scenes=65536)
 
 
 def new_tower() -> nn.Module:
@@ -32,63 +34,44 @@ def new_tower() -> nn.Module:
     return build(model_config(0, 8)).model.vision_tower
 
 
-@click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--steps", default=6000, show_default=True)
-@click.option("--batch-size", default=16, show_default=True)
-@click.option("--highest-rate", default=1.5e-3, show_default=True, help="AdamW's.")
-@click.option("--muon-rate", default=1.5e-3, show_default=True, help="Muon's; 0 for AdamW alone.")
-@click.option("--final-share", default=0.35, show_default=True, help="Of the steps, over which the rate falls to 0.")
-@click.option("--scenes", default=65536, show_default=True, help="How many before they are read again.")
-@click.option("--validation", default=400, show_default=True, help="Scenes to measure on.")
-@click.option("--log-every", default=250, show_default=True, help="In steps.")
-@click.option("--stop-after", type=int, help="Stop at this step, to go on later.")
-@click.option("--name", default="vision", show_default=True)
-@click.option("--seed", default=0, show_default=True)
-def main(
-    folder: Path,
-    steps: int,
-    batch_size: int,
-    highest_rate: float,
-    muon_rate: float,
-    final_share: float,
-    scenes: int,
-    validation: int,
-    log_every: int,
-    stop_after: int | None,
-    name: str,
-    seed: int,
-) -> None:
-    """Train, or go on training."""
-    torch.manual_seed(seed)
+def see(tower: nn.Module, scenes: Scenes) -> torch.Tensor:
+    """Features of every patch, float32 [N, P, E]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return tower(pixel_tensor(scenes)).last_hidden_state.float()
+
+
+@torch.no_grad()
+def judge(tower: nn.Module, heads: Heads, held_out: Scenes) -> dict[str, float]:
+    """How much the heads can read, on scenes not trained on."""
+    return measure(heads, see(tower, held_out), patch_targets(held_out))
+
+
+@training_options(DEFAULTS)
+def main(folder: Path, options: Options) -> None:
+    """Train the tower in FOLDER, or go on training it."""
+    join()
+    torch.manual_seed(options.seed)
     tower = new_tower()
     heads = Heads(tower.config.hidden_size)
-    optimiser = Optimiser([(tower, 1.0), (heads, 1.0)], highest_rate, muon_rate)
-    run = Run(folder / name, {"tower": tower, "heads": heads, "optimiser": optimiser}, seed)
+    optimiser = Optimiser([(tower, 1.0), (heads, 1.0)], options.highest_rate, options.muon_rate)
+    run = Run(folder / "vision", {"tower": tower, "heads": heads, "optimiser": optimiser})
     vae = read_exported(folder / "mask_vae" / VAE_NAME)
-    held_out = draw(VALIDATION[:validation], vae)
-
-    def judge() -> dict[str, float]:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            features = tower(pixel_tensor(held_out)).last_hidden_state
-        return measure(heads, features.float(), patch_targets(held_out))
-
-    per_shard = SHARD // batch_size
-    while run.step < min(steps, stop_after or steps):
-        number, batch = divmod(run.step, per_shard)
-        if batch == 0 or "current" not in locals():
-            current = shard(folder / "scenes", FIRST_FOR_TRAINING + number * SHARD % scenes, vae)
-        batch_scenes = current.take(slice(batch * batch_size, (batch + 1) * batch_size))
-        progress = run.step / steps
-        with torch.autocast("cpu", torch.bfloat16):
-            features = tower(pixel_tensor(batch_scenes)).last_hidden_state
-        sigma = SIGMAS[0] * (SIGMAS[1] / SIGMAS[0]) ** progress
-        losses = heads.losses(features, patch_targets(batch_scenes), sigma)
+    held_out = draw(VALIDATION[: options.validation], vae)
+    current = None
+    while run.step < options.last_step:
+        number, at = divmod(run.step, SHARD // options.batch_size)
+        if current is None or at == 0:
+            reading = number * world() + rank()
+            current = shard(folder / "scenes", FIRST_FOR_TRAINING + reading * SHARD % options.scenes, vae)
+        shown = current.take(slice(at * options.batch_size, (at + 1) * options.batch_size))
+        sigma = SIGMAS[0] * (SIGMAS[1] / SIGMAS[0]) ** (run.step / options.steps)
+        losses = heads.losses(see(tower, shown), patch_targets(shown), sigma)
         weighted(losses).backward()
-        optimiser.step(rate_share(run.step, steps, WARM_UP_STEPS, final_share))
+        optimiser.step(rate_share(run.step, options.steps, WARM_UP_STEPS, options.final_share))
         run.stepped({kind: loss.item() for kind, loss in losses.items()})
-        if run.step % log_every == 0 or run.step == steps:
-            run.log(judge, images=run.step * batch_size)
+        if run.step % options.log_every == 0 or run.step == options.steps:
+            images = run.step * options.batch_size * world()
+            run.log(judge(tower, heads, held_out), images=images)
     run.save()
 
 
