@@ -173,3 +173,21 @@ def test_what_is_exported_answers_alike_in_transformers_and_pg2ref(begun: Path, 
         prepared = ours.prepare(picture, prompt)
         expected = transformers_stages.generate(theirs, prepared.pixel_values[0][None], prepared.prompt_ids, 12)
         assert list(ours.generate(picture, prompt, max_new_tokens=12).token_ids) == expected
+
+
+def test_what_is_kept_goes_on_where_it_was(begun: Path, tmp_path: Path) -> None:
+    import click
+    import kept_state
+    import torch
+
+    assert kept_state.keep(begun, tmp_path / "kept") == STAGES["joint"]
+    kept_state.restore(tmp_path / "kept", tmp_path / "run")
+    before, after = state(begun, "joint"), state(tmp_path / "run", "joint")
+    assert after["step"] == 0
+    for name, value in before["parts"]["joint"].items():
+        assert torch.equal(after["parts"]["joint"][name], value.bfloat16().float()), name
+    with pytest.raises(click.ClickException, match="holds a run already"):
+        kept_state.restore(tmp_path / "kept", tmp_path / "run")
+    (tmp_path / "run" / "scenes").symlink_to(begun / "scenes")
+    log = run_stage("joint", tmp_path / "run", "--steps", 2)  # and not from stages 1 and 2, which are not there
+    assert [line["step"] for line in log] == [2]

@@ -21,7 +21,8 @@ class Run:
         self.step = 0
         self.compute_seconds = 0.0  # of this process, on its processors; waiting does not count
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "state.pt").exists():
+        self.is_new = not (folder / "state.pt").exists()
+        if not self.is_new:
             self._go_on(torch.load(folder / "state.pt", weights_only=True))
         self._begun, self._counted = time.process_time(), self.compute_seconds
         self._saved = time.monotonic()

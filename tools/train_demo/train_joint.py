@@ -114,7 +114,7 @@ def main(folder: Path, options: Options) -> None:
     vae = read_exported(folder / "mask_vae" / VAE_NAME)
     optimiser = Optimiser(joint.groups(), options.highest_rate, options.muon_rate)
     run = Run(folder / "joint", {"joint": joint, "optimiser": optimiser})
-    if run.step == 0:
+    if run.is_new:
         begin(joint, folder, vae)
     held_out = draw(VALIDATION[: options.validation], vae)
     held_out_batches = batches(held_out, tokenizer, options.batch_size, VALIDATION.start, 0)
