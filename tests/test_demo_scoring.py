@@ -34,6 +34,12 @@ def test_what_is_missing_or_too_much_counts() -> None:
     assert match(SCENE, [LABEL], given(SCENE, label="no such thing")) == ((), 2, 2, (0.0, 0.0))
 
 
+def test_one_box_around_two_objects_is_one_match() -> None:
+    whole = DetectedObject(LABEL, (0, 0, SCENE.size_px, SCENE.size_px), (0, 0, 1023, 1023), None, None)
+    found = match(SCENE, [LABEL], [whole])
+    assert (len(found.matched_iou), found.expected, found.given) == (1, 2, 1)
+
+
 def test_a_box_beside_the_object_is_no_match() -> None:
     assert match(SCENE, [LABEL], given(SCENE, shift_px=SCENE.size_px)).matched_iou == ()
 

@@ -7,7 +7,8 @@ from patch_facts import GRID, LETTERS, SLOTS, PatchFacts, patch_facts, spell
 from pg2ref.demo.drawing.words import LARGEST_NUMBER, WORDS
 from pg2ref.demo.scene import Scene, draw_scene
 
-SCENES = [draw_scene(seed, 112) for seed in range(120)]
+TWO_MIDDLES_IN_A_PATCH = (921, 1196, 4010)  # seeds
+SCENES = [draw_scene(seed, 112) for seed in (*range(120), *TWO_MIDDLES_IN_A_PATCH)]
 
 
 def facts_of(scenes: list[Scene]) -> list[tuple[Scene, PatchFacts]]:
