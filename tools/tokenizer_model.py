@@ -13,7 +13,7 @@ import importlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,14 +52,15 @@ class Piece(NamedTuple):
     kind: int
 
 
-def build(vocab_size_text: int) -> bytes:
+def build(vocab_size_text: int, sentences: Sequence[str] | None = None) -> bytes:
     """A serialised SentencePiece `ModelProto` with `vocab_size_text` + 1152 pieces.
 
     `vocab_size_text` is the id of `<loc0000>`: 256000 in the released checkpoints, 1200 is enough for tests.
+    `sentences` take the place of the ones made here.
     """
     schema: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     proto = schema.ModelProto()
-    for piece in _pieces(vocab_size_text):
+    for piece in _pieces(vocab_size_text, sentences):
         proto.pieces.add(piece=piece.text, score=piece.score, type=piece.kind)
     trainer = proto.trainer_spec
     trainer.model_type = schema.TrainerSpec.BPE
@@ -74,15 +75,15 @@ def build(vocab_size_text: int) -> bytes:
     return bytes(proto.SerializeToString(deterministic=True))
 
 
-def write_tokenizer_files(folder: Path, vocab_size_text: int) -> int:
+def write_tokenizer_files(folder: Path, vocab_size_text: int, sentences: Sequence[str] | None = None) -> int:
     """Write the five tokenizer files of a released checkpoint into `folder`; returns the id of `<image>`."""
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = _pieces(vocab_size_text)
+    pieces = _pieces(vocab_size_text, sentences)
     image_token_id = len(pieces)
     added = {i: _added_token(p.text, p.text in SPECIAL) for i, p in enumerate(pieces[:217])}
     added[image_token_id] = _added_token("<image>", special=True)
     names = {f"{name.strip('<>')}_token": name for name in SPECIAL[:5]}
-    (folder / "tokenizer.model").write_bytes(build(vocab_size_text))
+    (folder / "tokenizer.model").write_bytes(build(vocab_size_text, sentences))
     _write_json(folder / "added_tokens.json", {"<image>": image_token_id})
     _write_json(folder / "special_tokens_map.json", {"additional_special_tokens": ["<image>"], **names})
     _write_json(folder / "tokenizer.json", _fast_tokenizer(pieces, added))
@@ -150,9 +151,9 @@ def _merges(pieces: list[Piece]) -> Iterator[list[str]]:
             yield from ([left, right] for left, right in halves if left in known and right in known)
 
 
-def _pieces(vocab_size_text: int) -> list[Piece]:
+def _pieces(vocab_size_text: int, sentences: Sequence[str] | None) -> list[Piece]:
     head = _fixed_pieces()
-    trained = _train(vocab_size_text - len(head))
+    trained = _train(vocab_size_text - len(head), _corpus_words(sentences or _test_sentences()))
     text = head + [Piece(piece, -float(rank), NORMAL) for rank, piece in enumerate(trained)]
     fillers = range(vocab_size_text - len(text))
     text += [Piece(f"<unused_{i:06}>", FILLER_SCORE, UNUSED) for i in fillers]
@@ -171,9 +172,8 @@ def _fixed_pieces() -> list[Piece]:
     return control + [Piece(text, 0.0, USER_DEFINED) for text in user] + bytes_
 
 
-def _train(room: int) -> list[str]:
-    """Byte pair encoding of the corpus: the most frequent pair becomes a piece, ties by text; letters come last."""
-    counts = _corpus_words()
+def _train(room: int, counts: Counter[str]) -> list[str]:
+    """Byte pair encoding of words: the most frequent pair becomes a piece, ties by text; letters come last."""
     letters = sorted({chr(code) for code in range(0x21, 0x7F)} | {letter for word in counts for letter in word})
     if room < len(letters):
         raise ValueError(f"vocab_size_text must be at least {473 + len(letters)} to hold the single letters")
@@ -203,13 +203,16 @@ def _join(parts: list[str], left: str, right: str) -> list[str]:
     return joined
 
 
-def _corpus_words() -> Counter[str]:
-    """Words with the space before them; digits and marks stand alone, as in a split by script and number."""
-    sentences = (
+def _test_sentences() -> list[str]:
+    return [
         template.format(noun=noun, colour=COLOURS[(i + j) % len(COLOURS)])
         for i, noun in enumerate(NOUNS)
         for j, template in enumerate(TEMPLATES)
-    )
+    ]
+
+
+def _corpus_words(sentences: Sequence[str]) -> Counter[str]:
+    """Words with the space before them; digits and marks stand alone, as in a split by script and number."""
     return Counter(word for line in sentences for word in re.findall(r"▁?[^\W\d_]+|▁|[^▁]", line.replace(" ", "▁")))
 
 
