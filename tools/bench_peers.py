@@ -115,10 +115,13 @@ def contests(folders: Folders) -> Iterator[Contest]:
         yield Contest(("pg2ref", large, BF16), ("transformers", large, BF16), parts)
     if folders.plain:
         yield Contest(("pg2ref", plain, F32), ("transformers", plain, F32), {"prefill f32": "prefill"})
-    quantized = {"prefill int8": "prefill", "decode int8": "decode"}, {"decode int4": "decode"}
-    for folder, parts in zip((folders.int8, folders.int4), quantized, strict=True):
+    quantized = (
+        ("int8", folders.int8, {"prefill int8": "prefill", "decode int8": "decode"}),
+        ("int4", folders.int4, {"decode int4": "decode"}),
+    )
+    for precision, folder, parts in quantized:
         if folder and folders.plain:
-            yield Contest(("pg2ref", str(folder), BF16), ("pg2ref", plain, BF16), parts)
+            yield Contest(("pg2ref", str(folder), precision), ("pg2ref", plain, BF16), parts)
 
 
 def run_contest(contest: Contest, repeat: int, new_tokens: int, environment: Mapping[str, str]) -> Iterator[Row]:

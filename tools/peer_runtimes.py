@@ -44,8 +44,7 @@ class Pg2ref:
         model = pg2ref.load(folder, precision=precision, backend="numba")
         parts = Parts(model, synthetic_image(SYNTHETIC_SIDE_PX), DEFAULT_PROMPT, new_tokens)
         self.encode, self.prefill, self.step = parts.encode, parts.prefill, parts.step
-        weights = str(model.described["weights"])
-        self.name = f"pg2ref {precision if weights == BF16 else weights}"
+        self.name = f"pg2ref {precision}"
 
 
 class Transformers:
