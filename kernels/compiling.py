@@ -36,8 +36,9 @@ class Announcement(event.Listener):
     made = False
 
     def on_start(self, event: Any) -> None:
-        """Warn once: a warning is shown without any set-up."""
-        if not Announcement.made:
+        """Warn once: a warning is shown without any set-up. Others may compile functions of their own."""
+        function = getattr(event.data.get("dispatcher"), "py_func", None)
+        if not Announcement.made and str(getattr(function, "__module__", "")).startswith("pg2ref."):
             Announcement.made = True
             logging.getLogger("pg2ref.kernels").warning("compiling kernels for this processor, once, some seconds each")
 

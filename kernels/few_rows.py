@@ -105,8 +105,18 @@ def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-u
     counter[0] = words_TW[0, 0]  # an array is freed after its last use, and an address is none: here it still lives
 
 
+def are_alike(arrays: list[Array]) -> bool:
+    """Whether Numba takes them for one type: one tuple holds them then. Files and copies differ in their flags."""
+    flags = arrays[0].flags
+    return all(
+        other.flags.writeable == flags.writeable and other.flags.aligned == flags.aligned for other in arrays[1:]
+    )
+
+
 def linear_few(x_TD: Array, weights: list[Array], *, is_bf16: bool) -> list[Array]:
     """The same rows times each of some bf16 matrices."""
+    if not are_alike(weights):
+        return [linear_few(x_TD, [weight_OD], is_bf16=is_bf16)[0] for weight_OD in weights]
     outs = [np.empty((len(x_TD), len(weight_OD)), np.float32) for weight_OD in weights]
     for start in range(0, len(weights), MOST):
         some, places = weights[start : start + MOST], outs[start : start + MOST]

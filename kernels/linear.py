@@ -48,6 +48,9 @@ def multiply(x_TD: Array, weights: Sequence[Array], biases: Sequence[Bias], *, i
 
 def multiply_gated(x_TD: Array, gate_FD: Array, up_FD: Array, *, is_bf16: bool) -> Array:
     """GeGLU, gelu(x @ gate.T) * (x @ up.T); see model/ops.py, gated_linear."""
+    if gate_FD.dtype != up_FD.dtype:  # the kernel for both reads one type
+        gate_TF, up_TF = (multiply(x_TD, [weight], [None], is_bf16=is_bf16)[0] for weight in (gate_FD, up_FD))
+        return gated_gelu(gate_TF, up_TF)
     x_TD, weights = prepared(x_TD, [gate_FD, up_FD], is_bf16=is_bf16)
     if goes_by_few_rows(x_TD, weights):
         return gated_gelu(*linear_few(x_TD, weights, is_bf16=is_bf16))

@@ -12,6 +12,7 @@ from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads, run
 from pg2ref.kernels.exponential import gelu_float32
+from pg2ref.kernels.few_rows import MOST, are_alike
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.group_tile import GROUP, LANES, make_group_tile
 from pg2ref.kernels.simd.machine import CACHE_LINE, prefetch, take
@@ -23,7 +24,6 @@ TILE_ROWS = 12 if cpu().registers == 32 else 4
 FEWER_ROWS = 4 if cpu().registers == 32 else 2
 SHARE = 4  # blocks of outputs that a thread takes at a time
 MANY_ROWS = 8 * TILE_ROWS
-MOST = 3  # matrices in one call
 MOST_CODE = np.float32(127)
 SMALLEST_INPUT = np.float32(2.0**-100)  # a group of smaller ones is taken for 0: MOST_CODE over them might overflow
 
@@ -167,7 +167,8 @@ def multiply(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | None]
     """The same rows times each of some quantised matrices, `x @ weight.T + bias`; their layout: pg2ref/quantized.py."""
     x_TD = np.ascontiguousarray(x_TD, np.float32)
     has_bias = {bias is not None for bias in biases}
-    if len({weight.bits for weight in weights}) > 1 or len(has_bias) > 1 or len(weights) > MOST:
+    alike = are_alike([weight.codes for weight in weights]) and are_alike([weight.scales for weight in weights])
+    if len({weight.bits for weight in weights}) > 1 or len(has_bias) > 1 or len(weights) > MOST or not alike:
         return [multiply(x_TD, [weight], [bias])[0] for weight, bias in zip(weights, biases, strict=True)]
     bits, fresh, count = weights[0].bits, has_bias == {False}, len(weights)
     outs = [np.empty((len(x_TD), len(weight.scales) * LANES), np.float32) for weight in weights]

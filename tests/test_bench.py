@@ -58,6 +58,19 @@ def test_the_model_is_measured_as_shares_of_the_limits(run: Run, small_folder: P
     assert report["versions"]["numba"]
 
 
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_a_quantised_model_is_measured_by_its_own_products(
+    run: Run, small_folder: Path, tmp_path: Path, to: str
+) -> None:
+    folder = tmp_path / to
+    assert run("quantize", "-m", small_folder, "-o", folder, "--to", to).code == 0
+    ran = run("bench", "-m", folder, "--repeat", 1, "-n", 2, "--json")
+    assert ran.code == 0, ran.err
+    measures = json.loads(ran.out)["measures"]
+    assert measures["vision"]["limited_by"] == "bf16"
+    assert "int8" in measures["prefill"]["limited_by"]
+
+
 def test_without_a_model_the_machine_alone_is_measured(run: Run, tmp_path: Path) -> None:
     ran = run("bench", "--repeat", 2, "--plot", tmp_path / "machine.png")
     assert ran.code == 0, ran.err

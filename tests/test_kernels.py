@@ -15,7 +15,7 @@ import small_models
 from closeness import assert_close
 from oracles import naive_ops
 
-from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16
 from pg2ref.errors import UsageError
 from pg2ref.kernels import compiling, elementwise, few_rows, linear, panels, stored
 from pg2ref.kernels.simd import cpu
@@ -93,6 +93,35 @@ def test_numbas_own_variables_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.target_features() == set()
     monkeypatch.setattr("numba.core.config.CPU_FEATURES", "+avx2,+fma,-avx512f")
     assert cpu.target_features() == {"avx2", "fma"}
+    monkeypatch.setattr("numba.core.config.CPU_NAME", None)
+    monkeypatch.setattr("numba.core.config.CPU_FEATURES", None)
+    monkeypatch.setattr("numba.core.config.ENABLE_AVX", 0)
+    assert cpu.target_features() == set()
+
+
+@pytest.mark.parametrize("rows", [1, 19])
+@pytest.mark.parametrize("gate_is_bf16", [True, False])
+def test_gate_and_up_of_different_types(rows: int, gate_is_bf16: bool, rng: np.random.Generator) -> None:
+    """A checkpoint may store any tensor in any type."""
+    x, gate, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 128), (37, 128), (37, 128)))
+    gate, up = bf16_to_f32(f32_to_bf16(gate)), bf16_to_f32(f32_to_bf16(up))
+    expected = linear.multiply_gated(x, f32_to_bf16(gate), f32_to_bf16(up), is_bf16=True)
+    mixed = (f32_to_bf16(gate), up) if gate_is_bf16 else (gate, f32_to_bf16(up))
+    np.testing.assert_array_equal(linear.multiply_gated(x, *mixed, is_bf16=True), expected)
+    exact = naive_ops.gated_gelu((x.astype(np.float64) @ gate.T).tolist(), (x.astype(np.float64) @ up.T).tolist())
+    magnitude = float(np.abs(x @ gate.T).max() * np.abs(x @ up.T).max())
+    assert_close(linear.multiply_gated(x, *mixed, is_bf16=False), np.array(exact), "gated_linear", 128, magnitude)
+
+
+def test_matrices_of_a_file_beside_copies(rng: np.random.Generator) -> None:
+    """Read-only views, writable arrays and odd addresses in one call."""
+    x, weights = rng.standard_normal((2, 128)).astype(np.float32), [bf16_weight(rng, 9, 128) for _ in range(3)]
+    alone = [linear.linear(x, weight) for weight in weights]
+    weights[0].flags.writeable = False
+    odd = np.zeros(weights[2].nbytes + 1, np.uint8)[1:].view(np.uint16).reshape(9, 128)
+    odd[:] = weights[2]
+    for out, expected in zip(linear.multiply(x, [*weights[:2], odd], [None] * 3, is_bf16=False), alone, strict=True):
+        np.testing.assert_array_equal(out, expected)
 
 
 def test_a_change_of_any_kernel_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from small_models import CASES
 
 from pg2ref.arrays import Array
 from pg2ref.errors import Pg2RefError
-from pg2ref.model import paligemma
+from pg2ref.model import backend, paligemma
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.policy import WINDOW_POLICIES
@@ -71,6 +71,17 @@ def test_sequences_together_equal_each_alone(folder: Path, dtype: Any) -> None:
     for number, tokens in enumerate(zip(*(answer for _, answer, _ in cases), strict=True)):
         together_TV = paligemma.step(model, tokens, caches)
         assert_close(together_TV, np.stack([rows[number] for rows in alone]), "decode", terms=1)
+
+
+def test_many_sequences_together_have_the_numbers_of_each_alone(folder: Path) -> None:
+    """More than the kernels take at once, bit for bit."""
+    model = small_models.open_model(folder)._replace(ops=backend.fast("f32"))
+    prompt, answer, pixels = prompt_and_answer(5)
+    _, cache = start(model, prompt, pixels, 40)
+    tokens = [3 + number for number in range(2 * paligemma.TOGETHER + 1)]
+    alone = np.concatenate([paligemma.step(model, [token], [cache.fork()]) for token in tokens])
+    together = paligemma.step(model, tokens, [cache.fork() for _ in tokens])
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_prompts_of_equal_length_prefill_together(folder: Path) -> None:

@@ -50,6 +50,8 @@ def target_features() -> set[str]:
     """Features that Numba compiles for; none are known when only a processor's name is given."""
     if config.CPU_FEATURES is not None:
         return {part[1:] for part in config.CPU_FEATURES.split(",") if part.startswith("+")}
+    if not config.ENABLE_AVX:  # NUMBA_ENABLE_AVX=0, and Numba's own choice for some processors
+        return set()
     if config.CPU_NAME is not None:
         return set()
     return {feature for feature, present in llvm.get_host_cpu_features().items() if present}

@@ -16,6 +16,7 @@ from pg2ref.benchmark.report import Limit, Measure, Report
 from pg2ref.benchmark.work import Work, decode_work, prefill_work, vision_work
 from pg2ref.inputs.image import ImageSource
 from pg2ref.model.paligemma import encode_images, prefill, step
+from pg2ref.policy import INTEGER_PRECISIONS
 
 if TYPE_CHECKING:
     from pg2ref.api import Model
@@ -77,6 +78,7 @@ class Parts:
         self.prefill()
         self.step()
         precision, length = str(model.described["dtype"]), len(self.prompt_ids)
+        precision = "bf16" if precision in INTEGER_PRECISIONS else precision  # what is not quantised, attention too
         self._cache.length = length + (new_tokens - 1) // 2  # of the tokens decoded, the one in the middle
         self.work: Mapping[str, Work] = {
             "vision": vision_work(self.numbers, precision),

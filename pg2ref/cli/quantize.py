@@ -42,7 +42,14 @@ SCHEMA = "pg2ref/quantize/1"
     help="Compare OUT with its source, weights, layers and scores, on this image; may be given several times.",
 )
 @click.option("-p", "--prompt", default="caption en", show_default=True, help="What --report asks about each image.")
-@click.option("-n", "--max-new-tokens", default=16, show_default=True, help="Places of the answer --report compares.")
+@click.option(
+    "-n",
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Places of the answer --report compares.",
+)
 @json_option
 def command(
     name: str | None,

@@ -17,6 +17,9 @@ from pg2ref.model.siglip import SiglipParams
 from pg2ref.trace import Prefixed, Tap, no_tap
 
 
+TOGETHER = 16  # rows: kernels sum as many in the order in which they sum one (kernels/few_rows.py)
+
+
 class Params(NamedTuple):
     """All weights, as they lie in the checkpoint."""
 
@@ -92,10 +95,14 @@ def prefill(
 
 
 def step(model: PaliGemma, token_ids: Sequence[int], caches: Sequence[KVCache], *, tap: Tap = no_tap) -> Array:
-    """Read one new token of each sequence; `logits_TV`, one row a sequence."""
+    """Read one new token of each sequence; `logits_TV`, one row a sequence.
+
+    More than TOGETHER go in groups, so that each gets the numbers that it gets alone.
+    """
     ids_T = np.asarray(token_ids, np.int64)
     embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, ids_T, model.dtype)
-    return read(model, embeddings_TD, caches, tap=tap)
+    groups = [slice(start, start + TOGETHER) for start in range(0, len(caches), TOGETHER)]
+    return np.concatenate([read(model, embeddings_TD[group], caches[group], tap=tap) for group in groups])
 
 
 def forward(
