@@ -76,7 +76,7 @@ def test_sequences_together_equal_each_alone(folder: Path, dtype: Any) -> None:
 def test_many_sequences_together_have_the_numbers_of_each_alone(folder: Path) -> None:
     """More than the kernels take at once, bit for bit."""
     model = small_models.open_model(folder)._replace(ops=backend.fast("f32"))
-    prompt, answer, pixels = prompt_and_answer(5)
+    prompt, _, pixels = prompt_and_answer(5)
     _, cache = start(model, prompt, pixels, 40)
     tokens = [3 + number for number in range(2 * paligemma.TOGETHER + 1)]
     alone = np.concatenate([paligemma.step(model, [token], [cache.fork()]) for token in tokens])

@@ -76,7 +76,7 @@ def quantize_checkpoint(
 ) -> Manifest:
     """Write `out`, whole or not at all: in a folder beside it that is renamed at the end. Returns its manifest.
 
-    Memory: the pieces in work, less than 200 MB whatever the model. `on_bytes` hears how many bytes of the source are done.
+    Memory: the pieces in work, less than 200 MB whatever the model. `on_bytes` hears how much of the source is done.
 
     Raises:
         UsageError: no such type, a source that is quantised already, or an `out` that holds something.

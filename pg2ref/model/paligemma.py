@@ -16,7 +16,6 @@ from pg2ref.model.ops import Affine
 from pg2ref.model.siglip import SiglipParams
 from pg2ref.trace import Prefixed, Tap, no_tap
 
-
 TOGETHER = 16  # rows: kernels sum as many in the order in which they sum one (kernels/few_rows.py)
 
 
