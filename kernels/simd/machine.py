@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from pg2ref.kernels.simd.cpu import IS_X86
 from pg2ref.kernels.simd.vectors import I8, I16, I32, I64
@@ -86,9 +86,13 @@ def load_half(typing, address):  # type: ignore[no-untyped-def]
     return types.uint16(types.int64), emit
 
 
+def prefetch(address: int) -> None:
+    """Ask for the cache line at an address, to be read later; no fault where there is no memory. Python has no need."""
+
+
 @intrinsic
-def prefetch(typing, address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line at an address, to be read later; no fault where there is no memory."""
+def fetch_line(typing, address):  # type: ignore[no-untyped-def]
+    """What `prefetch` is in compiled code."""
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], I8.as_pointer())
@@ -98,3 +102,8 @@ def prefetch(typing, address):  # type: ignore[no-untyped-def]
         return _context.get_dummy_value()
 
     return types.void(types.int64), emit
+
+
+@overload(prefetch)
+def _prefetch(address):  # type: ignore[no-untyped-def]
+    return lambda address: fetch_line(address)
