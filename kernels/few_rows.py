@@ -18,6 +18,7 @@ FEW_ROWS = 16
 SHARE = 72 * 1024  # stored weights that a thread takes at a time: 4 microseconds of reading
 MOST = 3  # matrices in one call
 LONG = 6144  # inputs, from which on rows are read side by side
+ROOM_FOR_LONG = cpu().registers == 32  # their sums fill half of them
 
 dots_three, dots_two, dots_one = (make_dots(cpu(), rows, bf16_inputs=False) for rows in (3, 2, 1))
 pair_dots_three, pair_dots_two, pair_dots_one = (make_dots(cpu(), rows, bf16_inputs=True) for rows in (3, 2, 1))
@@ -74,7 +75,7 @@ def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-u
     T, D = x_TD.shape
     words_TW, counter = lay_out(x_TD, is_bf16), np.zeros(1, np.int64)
     at_once = max(LONG_ROWS, SHARE // D // LONG_ROWS * LONG_ROWS)
-    is_long = D >= LONG and D % (STRETCH * TURN) == 0
+    is_long = ROOM_FOR_LONG and D >= LONG and D % (STRETCH * TURN) == 0
     weights_M, outs_M, outputs_M = np.empty(MOST, np.int64), np.empty(MOST, np.int64), np.empty(MOST, np.int64)
     for m in range(count):
         weights_M[m], outs_M[m], outputs_M[m] = weights[m].ctypes.data, outs[m].ctypes.data, weights[m].shape[0]

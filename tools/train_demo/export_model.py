@@ -18,6 +18,7 @@ from train_joint import Joint
 from vocabulary import FIRST_LOCATION, VOCAB_SIZE, write_tokenizer
 
 from pg2ref.arrays import f32_to_bf16
+from pg2ref.checkpoint.safetensors_writer import Planned, new_tensor_file
 from pg2ref.checkpoint.tensor_table import canonical_name, expected_shapes
 from pg2ref.checkpoint.vae_npz import VAE_NAME
 from pg2ref.config import parse_config
@@ -39,7 +40,10 @@ def export(joint: Joint, mask_decoder: Path, folder: Path) -> None:
         random_checkpoint.released_name(name): f32_to_bf16(trained[name].numpy()).reshape(shape)
         for name, shape in expected_shapes(config).items()
     }
-    random_checkpoint.write_shard(folder / "model.safetensors", tensors)
+    planned = {name: Planned(bits.dtype, bits.shape) for name, bits in tensors.items()}
+    with new_tensor_file(folder / "model.safetensors", planned) as write:
+        for name, bits in tensors.items():
+            write(name, bits)
 
 
 @click.command()
