@@ -11,8 +11,9 @@ import numpy as np
 from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
-from pg2ref.kernels.exponential import exp_float32, tanh_float32
+from pg2ref.kernels.exponential import ONE, exp_float32, tanh_float32
 from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
+from pg2ref.kernels.simd.largest import largest_of
 from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, take
 from pg2ref.kernels.stored import Array, as_float32, bf16_bits, rounded, widened
 
@@ -75,28 +76,36 @@ def pack_heads(key_words_SKW, value_SKH, keys_KPWP, values_KPWP, pairs):  # type
 
 
 @inlined
-def softmax_range(scores_S, first, last, scale, cap):  # type: ignore[no-untyped-def]
-    """Scores to weights in place: scale, cap, softmax over first..last, zero elsewhere. `cap` 0 means none."""
-    scores = scores_S[first : last + 1]
+def softmax(scores_S, scale, cap):  # type: ignore[no-untyped-def]
+    """Scores of the keys that a query reads to weights in place: scale, cap, softmax. `cap` 0 means none.
+
+    Returns what every weight is still to be multiplied by: whoever reads them next does it on the way.
+    """
     if cap > 0:
         squeeze = scale / cap
-        for s in range(scores.size):
-            scores[s] = cap * tanh_float32(scores[s] * squeeze)
-    else:
-        for s in range(scores.size):
-            scores[s] = scores[s] * scale
-    largest = scores[0]
-    for s in range(scores.size):
-        largest = max(largest, scores[s])
+        for s in range(scores_S.size):
+            scores_S[s] = cap * tanh_float32(scores_S[s] * squeeze)
+        scale = ONE
+    largest = largest_of(scores_S)
     total = 0.0
-    for s in range(scores.size):
-        scores[s] = exp_float32(scores[s] - largest)
-        total += scores[s]
-    inverse = np.float32(1.0 / total)
-    for s in range(scores.size):
-        scores[s] *= inverse
-    scores_S[:first] = 0
-    scores_S[last + 1 :] = 0
+    for s in range(scores_S.size):
+        scores_S[s] = exp_float32((scores_S[s] - largest) * scale)
+        total += scores_S[s]
+    return np.float32(1.0 / total)
+
+
+@inlined
+def scale_all(numbers, factor):  # type: ignore[no-untyped-def]
+    """Multiply in place."""
+    for s in range(numbers.size):
+        numbers[s] *= factor
+
+
+@inlined
+def round_scaled(numbers, factor, halves):  # type: ignore[no-untyped-def]
+    """The bf16 bits of numbers times a factor."""
+    for s in range(numbers.size):
+        halves[s] = bf16_bits(numbers[s] * factor)
 
 
 @kernel
@@ -122,12 +131,15 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
                 multiply_panel(query, N * W * 4, rows, panel.ctypes.data, W, place, width * 4, pairs)
             keys = last + 1 - first
             for t in range(rows):
-                weights_S = weights_TS[t, : keys + keys % 2]
-                softmax_range(weights_S, first_T[start + t] - first, last_T[start + t] - first, scale, cap)
+                begin, end = first_T[start + t] - first, last_T[start + t] + 1 - first
+                scores_S, halves_S = weights_TS[t, : keys + keys % 2], halves_TS[t, : keys + keys % 2]
+                inverse = softmax(scores_S[begin:end], scale, cap)
                 if pairs:
-                    halves_S = halves_TS[t]
-                    for s in range(weights_S.size):
-                        halves_S[s] = bf16_bits(weights_S[s])
+                    halves_S[:begin], halves_S[end:] = 0, 0
+                    round_scaled(scores_S[begin:end], inverse, halves_S[begin:end])
+                else:
+                    scores_S[:begin], scores_S[end:] = 0, 0
+                    scale_all(scores_S[begin:end], inverse)
             weights, stride = weights_TS.ctypes.data, np.int64(width * 4)
             first_word, words = first, keys
             if pairs:
@@ -178,10 +190,10 @@ def attend_one(query_NH, key_SKH, value_SKH, first, last, scale, cap, out_NH, pa
                     total += query_H[h] * as_float32(key_H[h])
                 weights_GS[g, s] = total
         for g in range(G):
-            softmax_range(weights_GS[g], 0, last - first, scale, cap)
-            if pairs:
-                for s in range(last + 1 - first):
-                    weights_GS[g, s] = as_float32(bf16_bits(weights_GS[g, s]))
+            inverse = softmax(weights_GS[g], scale, cap)
+            for s in range(last + 1 - first):
+                weight = weights_GS[g, s] * inverse
+                weights_GS[g, s] = as_float32(bf16_bits(weight)) if pairs else weight
             out_NH[k * G + g] = 0
         for s in range(last + 1 - first):
             fetch_row(value_SKH, min(last, first + s + AHEAD), k)

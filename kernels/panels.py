@@ -24,9 +24,32 @@ TILE_ROWS = 8 if cpu().registers == 32 else 6
 FLOATS, WIDENED, PAIRS = 0, 1, 2  # what a word of a panel is: a stored float32, a widened bf16, two bf16
 NOTHING = np.int64(0)
 
-tile_all, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 2, 1))
-pairs_all, pairs_two, pairs_one = (make_tile(cpu(), BF16_PAIRS, rows) for rows in (TILE_ROWS, 2, 1))
+tile_all, tile_four, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 4, 2, 1))
+pairs_all, pairs_four, pairs_two, pairs_one = (make_tile(cpu(), BF16_PAIRS, rows) for rows in (TILE_ROWS, 4, 2, 1))
 transpose_bf16, transpose_words = make_transpose(cpu(), widened=True), make_transpose(cpu(), widened=False)
+
+
+@inlined
+def multiply_tile(tile_rows, rows, x_stride, panel, steps, place, out_stride, fresh, pairs):  # type: ignore[no-untyped-def]
+    """One panel of outputs of TILE_ROWS, 4, 2 or 1 rows."""
+    panel_stride = np.int64(PANEL * 4)
+    if pairs:
+        if tile_rows == TILE_ROWS:
+            pairs_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        elif tile_rows == 4:
+            pairs_four(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        elif tile_rows == 2:
+            pairs_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            pairs_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    elif tile_rows == TILE_ROWS:
+        tile_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    elif tile_rows == 4:
+        tile_four(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    elif tile_rows == 2:
+        tile_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    else:
+        tile_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
 
 
 @inlined
@@ -35,32 +58,18 @@ def multiply(x, x_stride, num_rows, panel, steps, out, out_stride, fresh, pairs,
 
     `pairs`: words of two bf16. Meanwhile the weights of the next panel, PANEL rows of `ahead_bytes`, come closer.
     """
-    panel_stride = np.int64(PANEL * 4)
     t = 0
-    while t + TILE_ROWS <= num_rows:
-        if t < PANEL * TILE_ROWS:
+    while t < num_rows:
+        left = num_rows - t
+        tile_rows = TILE_ROWS if left >= TILE_ROWS else 4 if left >= 4 else 2 if left >= 2 else 1
+        if tile_rows == TILE_ROWS and t < PANEL * TILE_ROWS:
             line = ahead + (t // TILE_ROWS) * ahead_stride
             for offset in range(0, ahead_bytes, CACHE_LINE):
                 prefetch(line + offset)
-        rows, place = x + t * x_stride, out + t * out_stride
-        if pairs:
-            pairs_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        else:
-            tile_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        t += TILE_ROWS
-    while t + 2 <= num_rows:
-        rows, place = x + t * x_stride, out + t * out_stride
-        if pairs:
-            pairs_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        else:
-            tile_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        t += 2
-    if t < num_rows:
-        rows, place = x + t * x_stride, out + t * out_stride
-        if pairs:
-            pairs_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        else:
-            tile_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        multiply_tile(
+            tile_rows, x + t * x_stride, x_stride, panel, steps, out + t * out_stride, out_stride, fresh, pairs
+        )
+        t += tile_rows
 
 
 @inlined
