@@ -13,7 +13,7 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import exp_float32, tanh_float32
 from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
-from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, take
+from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, restore_control, take
 from pg2ref.kernels.stored import Array, as_float32, bf16_bits, rounded, widened
 
 QUERIES = 8 * TILE_ROWS  # in a block
@@ -106,7 +106,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
     H, group, blocks = out_TNH.shape[2], N // keys_KPWP.shape[0], (T + QUERIES - 1) // QUERIES
     width, value_words, counter = keys_KPWP.shape[1] * PANEL, values_KPWP.shape[2], np.zeros(1, np.int64)
     for _thread in prange(threads):
-        flush_denormals(np.int64(pairs))
+        control = flush_denormals(np.int64(pairs))
         weights_TS = np.zeros((QUERIES, width), np.float32)
         halves_TS = np.zeros((QUERIES, width), np.uint16)
         edge_TP = np.zeros((QUERIES, PANEL), np.float32)
@@ -142,7 +142,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
                 columns = min(PANEL, H - h)
                 out_TNH[start : start + rows, n, h : h + columns] = edge_TP[:rows, :columns]
             work = take(counter.ctypes.data)
-        flush_denormals(np.int64(0))
+        restore_control(control)
         # an array is freed after its last use, and an address is none: here they still live
         weights_TS[0, 0], halves_TS[0, 0], edge_TP[0, 0] = 0, 0, 0
     counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0] + values_KPWP[0, 0, 0, 0]

@@ -11,14 +11,13 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.dots import LONG_ROWS, STRETCH, TURN, make_dots, make_long_dots
-from pg2ref.kernels.simd.machine import flush_denormals, take
+from pg2ref.kernels.simd.machine import flush_denormals, restore_control, take
 from pg2ref.kernels.stored import Array, bf16_bits
 
 FEW_ROWS = 16
 SHARE = 72 * 1024  # stored weights that a thread takes at a time: 4 microseconds of reading
 MOST = 3  # matrices in one call
 LONG = 6144  # inputs, from which on rows are read side by side
-ROOM_FOR_LONG = cpu().registers == 32  # their sums fill half of them
 
 dots_three, dots_two, dots_one = (make_dots(cpu(), rows, bf16_inputs=False) for rows in (3, 2, 1))
 pair_dots_three, pair_dots_two, pair_dots_one = (make_dots(cpu(), rows, bf16_inputs=True) for rows in (3, 2, 1))
@@ -75,12 +74,12 @@ def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-u
     T, D = x_TD.shape
     words_TW, counter = lay_out(x_TD, is_bf16), np.zeros(1, np.int64)
     at_once = max(LONG_ROWS, SHARE // D // LONG_ROWS * LONG_ROWS)
-    is_long = ROOM_FOR_LONG and D >= LONG and D % (STRETCH * TURN) == 0
+    is_long = D >= LONG and D % (STRETCH * TURN) == 0
     weights_M, outs_M, outputs_M = np.empty(MOST, np.int64), np.empty(MOST, np.int64), np.empty(MOST, np.int64)
     for m in range(count):
         weights_M[m], outs_M[m], outputs_M[m] = weights[m].ctypes.data, outs[m].ctypes.data, weights[m].shape[0]
     for _thread in prange(threads):
-        flush_denormals(np.int64(is_bf16))
+        control = flush_denormals(np.int64(is_bf16))
         m, passed = 0, 0  # matrices before, and shares of rows in them
         share = take(counter.ctypes.data)
         while m < count:
@@ -102,7 +101,7 @@ def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-u
                 multiply_row(weights_M[m] + o * D * 2, D, x, T, outs_M[m] + o * 4, stride, is_bf16)
                 o += 1
             share = take(counter.ctypes.data)
-        flush_denormals(np.int64(0))
+        restore_control(control)
     counter[0] = words_TW[0, 0]  # an array is freed after its last use, and an address is none: here it still lives
 
 

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from pg2ref.kernels.compiling import kernel, num_threads
 from pg2ref.kernels.simd.cpu import Cpu, cpu
-from pg2ref.kernels.simd.machine import flush_denormals
+from pg2ref.kernels.simd.machine import flush_denormals, restore_control
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32, INT8_QUADS
 from pg2ref.kernels.simd.vectors import I64, Emitter
 from pg2ref.kernels.stored import Array
@@ -125,14 +125,14 @@ def multiply_in_registers(kind, turns, operand_W, out_IW, threads):  # type: ign
     operand = operand_W.ctypes.data
     for thread in prange(threads):
         out = out_IW.ctypes.data + thread * out_IW.shape[1] * 4
-        flush_denormals(np.int64(1))
+        control = flush_denormals(np.int64(1))
         if kind == F32_KIND:
             float_loop(operand, turns, out)
         elif kind == BF16_KIND:
             pair_loop(operand, turns, out)
         else:
             quad_loop(operand, turns, out)
-        flush_denormals(np.int64(0))
+        restore_control(control)
     out_IW[0, 0] += operand_W[0]  # an address keeps nothing alive
 
 

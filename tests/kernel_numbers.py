@@ -2,8 +2,8 @@
 
 NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=+avx2,+fma python tests/kernel_numbers.py out.npz
 
-Results are named KIND|TERMS|CASE: KIND is `bits` where the arithmetic is fixed, else the bound of closeness.py that
-holds between two paths, with TERMS.
+Results are named KIND|TERMS|CASE: KIND is `bits` where the arithmetic is fixed, `company` where a row alone is compared
+with the same among others, else the bound of closeness.py that holds between two paths, with TERMS.
 """
 
 import sys
@@ -19,6 +19,7 @@ from pg2ref.quantized import QuantizedMatrix
 SHAPES = [
     (1, 37, 256),
     (1, 9, 6144),
+    (2, 9, 6144),
     (3, 37, 256),
     (16, 5, 384),
     (1, 7, 33),
@@ -51,6 +52,17 @@ def linear_results(rng: np.random.Generator) -> dict[str, Array]:
         found[f"bits|{name}_tiny"] = linear.linear_bf16(tiny, f32_to_bf16(weight * np.float32(4e-9)))
         large = (x * np.float32(1e19)).astype(np.float32)  # sums around the largest number, of larger products
         found[f"bits|{name}_large"] = linear.linear_bf16(large, f32_to_bf16(weight * np.float32(1e19)))
+    return found
+
+
+def company_results(rng: np.random.Generator) -> dict[str, Array]:
+    """Which numbers of rows that are multiplied together differ from those of a row alone; none should."""
+    found = {}
+    for inputs in (384, 6144, 9216):
+        x, weight = numbers(rng, 4, inputs), f32_to_bf16(numbers(rng, 37, inputs))
+        for multiply in (linear.linear, linear.linear_bf16):
+            alone = np.concatenate([multiply(x[t : t + 1], weight) for t in range(len(x))])
+            found[f"company|{inputs}|{multiply.__name__}"] = multiply(x, weight) != alone
     return found
 
 
@@ -108,7 +120,7 @@ def other_results(rng: np.random.Generator) -> dict[str, Array]:
 
 def main(path: str) -> None:
     found = {"path": np.array(cpu().name)}
-    for results in (linear_results, joined_results, quantized_results, other_results):
+    for results in (linear_results, company_results, joined_results, quantized_results, other_results):
         found |= results(np.random.default_rng(11))
     np.savez(path, **found)
 

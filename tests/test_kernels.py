@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import golden_records
-import numba
 import numpy as np
 import pytest
 import small_models
@@ -38,18 +37,6 @@ def test_stages_and_answers_agree_with_the_golden_records(case_name: str) -> Non
 
 def bf16_weight(rng: np.random.Generator, outputs: int, inputs: int) -> Array:
     return f32_to_bf16(rng.standard_normal((outputs, inputs)).astype(np.float32))
-
-
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 53, 64), (5, 53, 64), (40, 53, 400), (31, 17, 29)])
-def test_the_number_of_threads_changes_nothing(rows: int, outputs: int, inputs: int, rng: np.random.Generator) -> None:
-    x, weight = rng.standard_normal((rows, inputs)).astype(np.float32), bf16_weight(rng, outputs, inputs)
-    most = numba.get_num_threads()
-    results = []
-    for threads in sorted({1, most}):
-        numba.set_num_threads(threads)
-        results.append(linear.linear(x, weight))
-    numba.set_num_threads(most)
-    np.testing.assert_array_equal(results[0], results[-1])
 
 
 @pytest.mark.parametrize("multiply", [linear.linear, linear.linear_bf16])

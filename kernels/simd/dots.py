@@ -40,7 +40,7 @@ def add_up(e: Emitter, sums: Any) -> Any:
     """The sum of RUN sums, always in the same order."""
     mine = [e.builder.load(total) for total in sums]
     while len(mine) > 1:
-        mine = [e.builder.fadd(a, b) for a, b in zip(mine[::2], mine[1::2], strict=True)]
+        mine = [e.add(a, b) for a, b in zip(mine[::2], mine[1::2], strict=True)]
     return e.total(mine[0])
 
 
@@ -78,7 +78,8 @@ def make_long_dots(cpu: Cpu, *, bf16_inputs: bool) -> Any:
     """`dots(w, w_stride, stretches, x, odd, out)`: LONG_ROWS stored rows times one row of inputs, in stretches.
 
     Inputs longer than the first cache are thrown out of it by the row that passes through; a stretch is short enough
-    to stay until the last of the rows has used it. The sums and their order are those of `make_dots`.
+    to stay until the last of the rows has used it. The sums and their order are those of `make_dots`. Where registers
+    hold the sums of one row only, those of the others lie in memory for a stretch.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:

@@ -57,7 +57,7 @@ def make_group_tile(cpu: Cpu, bits: int, rows: int) -> Any:
             stored = e.load(e.address(scales, builder.mul(loop.index, I64(2 * LANES))), ir.VectorType(I16, LANES))
             weight_scale = e.widen(stored)
             for total, group_total, row in zip(sums, totals, scale_rows, strict=True):
-                product = builder.fmul(builder.sitofp(builder.load(group_total), e.vector), weight_scale)
+                product = e.multiply(builder.sitofp(builder.load(group_total), e.vector), weight_scale)
                 x_scale = e.splat(e.load(e.address(row, of_group), F32))
                 builder.store(e.multiply_add(product, x_scale, builder.load(total)), total)
         for total, place in zip(sums, places, strict=True):
