@@ -87,11 +87,14 @@ def test_each_contest_names_measures_that_have_a_bar() -> None:
     assert not list(bench_peers.contests(bench_peers.Folders(None, None, Path("int8"), None)))
 
 
-def test_the_memory_of_a_process_is_its_peak() -> None:
+def test_a_peer_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own words, not only that it failed."""
     import bench_peers
+    from watched_process import ProgramFailed
 
-    program = "import time; b = bytearray(b'x') * 50_000_000; time.sleep(0.1); del b; time.sleep(0.05)"
-    assert 50 < bench_peers.peak_anonymous_mb([sys.executable, "-c", program], {}) < 100
+    monkeypatch.setattr(bench_peers, "own_command", lambda *_: [sys.executable, "-c", "raise SystemExit('no room')"])
+    with pytest.raises(ProgramFailed, match="no room"):
+        list(bench_peers.whole_process(tmp_path, 1, {}))
 
 
 @pytest.mark.parity

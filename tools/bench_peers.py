@@ -26,6 +26,7 @@ import peer_table
 from peer_runtimes import BF16, F32
 from peer_table import BARS, Row, Side
 from PIL import Image
+from watched_process import run
 
 from pg2ref.benchmark.measure import DEFAULT_PROMPT, synthetic_image
 from pg2ref.benchmark.report import cpu_name
@@ -35,7 +36,6 @@ from pg2ref.published import PUBLISHED
 
 TOOLS = Path(__file__).parent
 SCHEMA = "pg2ref/bench-peers/1"
-SECONDS_BETWEEN_LOOKS = 0.005  # at a process's memory
 MEASURES = [*BARS, "vision share of bf16 peak"]
 PAUSE_SECONDS = 0.05  # between the sides' turns
 LARGE_PX = 448
@@ -155,13 +155,12 @@ def whole_process(folder: Path, repeat: int, environment: Mapping[str, str]) -> 
         for repetition in range(-1, repeat):  # the first warms the caches
             say(f"whole process: repetition {repetition + 1} of {repeat}")
             for command, found in zip((own, peer), runs, strict=True):
-                started = time.perf_counter()
-                subprocess.run(command, env=environment, check=True, capture_output=True)
+                seconds = run(command, environment, watch=False).seconds
                 if repetition >= 0:
-                    found.append(1e3 * (time.perf_counter() - started))
+                    found.append(1e3 * seconds)
         yield Row("whole process", Side("pg2ref bf16", runs[0], "ms"), Side("Transformers bf16", runs[1], "ms"))
         say("anonymous memory")
-        peak = peak_anonymous_mb(own, environment)
+        peak = run(own, environment).peaks.anonymous / 1e6
         yield Row("anonymous memory", Side("pg2ref bf16", [peak], "MB"), note="peak, beside the mapped weight files")
 
 
@@ -171,25 +170,11 @@ def own_command(folder: Path, image: Path) -> list[str]:
     return [sys.executable, "-m", "pg2ref", "generate", *arguments]
 
 
-def peak_anonymous_mb(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """The most RssAnon of a process, by looking often (Linux)."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    peak, status = 0, Path(f"/proc/{process.pid}/status")
-    while process.poll() is None:
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        peak = max(peak, int(fields.get("RssAnon", "0 kB").split()[0]))
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if process.returncode:
-        raise click.ClickException(f"{' '.join(command)} failed with {process.returncode}: see above")
-    return peak * 1024 / 1e6
-
-
 def shares(folder: Path, repeat: int, environment: Mapping[str, str]) -> Iterator[Row]:
     """`pg2ref bench`: how near to the machine's limits, measured in its own run."""
     say("shares of the machine's limits")
     command = [sys.executable, "-m", "pg2ref", "bench", "-m", str(folder), "--precision", BF16, "--json"]
-    done = subprocess.run([*command, "--repeat", str(repeat)], env=environment, check=True, stdout=subprocess.PIPE)
-    report = json.loads(done.stdout)
+    report = json.loads(run([*command, "--repeat", str(repeat)], environment, watch=False).stdout)
     for name, limit in (("vision", "bf16 peak"), ("prefill", "bf16 peak"), ("decode", "read bandwidth")):
         part, most = report["measures"][name], report["limits"]["read" if name == "decode" else BF16]
         runs = [100 * least / taken for least, taken in zip(part["limit_ms"], part["runs_ms"], strict=True)]
