@@ -14,6 +14,7 @@ from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import exp_float32, tanh_float32
 from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
 from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, restore_control, take
+from pg2ref.kernels.simd.sums import dot, sum_of
 from pg2ref.kernels.stored import Array, as_float32, bf16_bits, rounded, widened
 
 QUERIES = 8 * TILE_ROWS  # in a block
@@ -88,11 +89,9 @@ def softmax_range(scores_S, first, last, scale, cap):  # type: ignore[no-untyped
     largest = scores[0]
     for s in range(scores.size):
         largest = max(largest, scores[s])
-    total = 0.0
     for s in range(scores.size):
         scores[s] = exp_float32(scores[s] - largest)
-        total += scores[s]
-    inverse = np.float32(1.0 / total)
+    inverse = np.float32(1.0 / sum_of(scores))
     for s in range(scores.size):
         scores[s] *= inverse
     scores_S[:first] = 0
@@ -172,11 +171,7 @@ def attend_one(query_NH, key_SKH, value_SKH, first, last, scale, cap, out_NH, pa
             fetch_row(key_SKH, min(last, first + s + AHEAD), k)
             key_H = key_SKH[first + s, k]
             for g in range(G):
-                query_H = query_GH[g]
-                total = np.float32(0)
-                for h in range(H):
-                    total += query_H[h] * as_float32(key_H[h])
-                weights_GS[g, s] = total
+                weights_GS[g, s] = dot(query_GH[g], key_H)
         for g in range(G):
             softmax_range(weights_GS[g], 0, last - first, scale, cap)
             if pairs:
@@ -218,7 +213,9 @@ def attend_bf16(
     logit_cap: float | None,
 ) -> Array:
     """The same with queries, keys, values and weights rounded to bf16; keys and values may be stored so."""
-    key_SKH, value_SKH = (array if array.dtype == np.uint16 else rounded(array) for array in (key_SKH, value_SKH))
+    key_SKH, value_SKH = (
+        np.ascontiguousarray(array) if array.dtype == np.uint16 else rounded(array) for array in (key_SKH, value_SKH)
+    )
     ranges = (first_key_T, last_key_T)
     return attend_words(query_TNH, key_SKH, value_SKH, ranges, scale, logit_cap, pairs=True)
 

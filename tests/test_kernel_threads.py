@@ -57,7 +57,7 @@ def test_linear(by_threads: Callable, is_bf16: bool, rows: int, inputs: int, rng
     x, bias = normal(rng, rows, inputs), normal(rng, 203)
     weights = [stored(rng, outputs, inputs) for outputs in (203, 7, 64)]
     by_threads(
-        lambda: np.concatenate(linear.multiply(x, weights, [bias, None, None], is_bf16=is_bf16), axis=1),
+        lambda: np.concatenate(linear.linear_each(x, weights, [bias, None, None], is_bf16=is_bf16), axis=1),
     )
 
 
@@ -65,7 +65,7 @@ def test_linear(by_threads: Callable, is_bf16: bool, rows: int, inputs: int, rng
 @pytest.mark.parametrize("rows", ROWS)
 def test_gated_linear(by_threads: Callable, is_bf16: bool, rows: int, rng: np.random.Generator) -> None:
     x, gate, up = normal(rng, rows, 384), stored(rng, 203, 384), stored(rng, 203, 384)
-    by_threads(lambda: linear.multiply_gated(x, gate, up, is_bf16=is_bf16))
+    by_threads(lambda: linear.gated_linear(x, gate, up, is_bf16=is_bf16))
 
 
 @pytest.mark.parametrize("attend", [attention.attend, attention.attend_bf16])
@@ -85,14 +85,14 @@ def quantized_pair(rng: np.random.Generator, bits: int) -> list[QuantizedMatrix]
 @pytest.mark.parametrize("rows", [1, 200])
 def test_quantised_matrices(by_threads: Callable, bits: int, rows: int, rng: np.random.Generator) -> None:
     x, pair, bias = normal(rng, rows, 333), quantized_pair(rng, bits), normal(rng, 421)
-    by_threads(lambda: np.concatenate(quantized.multiply(x, pair, [bias, bias]), axis=1))
+    by_threads(lambda: np.concatenate(quantized.linear_each(x, pair, [bias, bias]), axis=1))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("rows", [1, 200])
 def test_quantised_gated_linear(by_threads: Callable, bits: int, rows: int, rng: np.random.Generator) -> None:
     x, pair = normal(rng, rows, 333), quantized_pair(rng, bits)
-    by_threads(lambda: quantized.multiply_gated(x, *pair))
+    by_threads(lambda: quantized.gated_linear(x, *pair))
 
 
 def test_passes_over_rows(by_threads: Callable, rng: np.random.Generator) -> None:
@@ -123,13 +123,13 @@ KERNELS = {
     "few rows": lambda rng: linear.linear_bf16(normal(rng, 1, 128), stored(rng, 300, 128)),
     "few rows in f32": lambda rng: linear.linear(normal(rng, 1, 128), stored(rng, 300, 128)),
     "panels": lambda rng: linear.linear_bf16(normal(rng, 40, 64), stored(rng, 300, 64)),
-    "gated panels": lambda rng: linear.multiply_gated(
+    "gated panels": lambda rng: linear.gated_linear(
         normal(rng, 40, 64), stored(rng, 300, 64), stored(rng, 300, 64), is_bf16=True
     ),
     "attention": lambda rng: attention.attend_bf16(
         *(normal(rng, 9, 2, 16) for _ in range(3)), np.zeros(9, int), np.arange(9), scale=0.3, logit_cap=None
     ),
-    "limits": lambda rng: machine_limits.multiply("bf16", 1),
+    "limits": lambda rng: machine_limits.multiply_repeatedly("bf16", 1),
 }
 
 

@@ -20,7 +20,7 @@ TABLES: Mapping[str, Callable[[int], Ops]] = {
     "numpy": lambda bits: backend.operations("numpy", f"int{bits}"),
     "numba": lambda bits: backend.operations("numba", f"int{bits}"),
 }
-BLOCK_INPUTS = quantized.BLOCK * quantized.GROUP
+BLOCK_INPUTS = quantized.GROUPS_AT_ONCE * quantized.GROUP
 # rows, outputs, inputs: one, two and many rows, tails of each, primes, and more inputs than a block of them
 SHAPES = [(1, 1, 1), (1, 37, 97), (2, 16, 32), (3, 53, 31), (13, 17, 67), (29, 80, 131), (1, 18, BLOCK_INPUTS + 37)]
 
@@ -30,7 +30,7 @@ def normal(rng: np.random.Generator, *shape: int) -> Array:
 
 
 def multiply(x_TD: Array, matrix: QuantizedMatrix, bias_O: Array | None = None) -> Array:
-    return quantized.multiply(x_TD, [matrix], [bias_O])[0]
+    return quantized.linear_each(x_TD, [matrix], [bias_O])[0]
 
 
 def exact_linear(x_TD: Array, matrix: QuantizedMatrix, bias_O: Array | None = None) -> Array:
