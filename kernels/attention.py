@@ -14,7 +14,8 @@ from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import ONE, exp_float32, tanh_float32
 from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
 from pg2ref.kernels.simd.largest import largest_of
-from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, take
+from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, restore_control, take
+from pg2ref.kernels.simd.sums import dot, sum_of
 from pg2ref.kernels.stored import Array, as_float32, bf16_bits, rounded, widened
 
 QUERIES = 8 * TILE_ROWS  # in a block
@@ -87,11 +88,9 @@ def softmax(scores_S, scale, cap):  # type: ignore[no-untyped-def]
             scores_S[s] = cap * tanh_float32(scores_S[s] * squeeze)
         scale = ONE
     largest = largest_of(scores_S)
-    total = 0.0
     for s in range(scores_S.size):
         scores_S[s] = exp_float32((scores_S[s] - largest) * scale)
-        total += scores_S[s]
-    return np.float32(1.0 / total)
+    return np.float32(1.0 / sum_of(scores_S))
 
 
 @inlined
@@ -115,7 +114,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
     H, group, blocks = out_TNH.shape[2], N // keys_KPWP.shape[0], (T + QUERIES - 1) // QUERIES
     width, value_words, counter = keys_KPWP.shape[1] * PANEL, values_KPWP.shape[2], np.zeros(1, np.int64)
     for _thread in prange(threads):
-        flush_denormals(np.int64(pairs))
+        control = flush_denormals(np.int64(pairs))
         weights_TS = np.zeros((QUERIES, width), np.float32)
         halves_TS = np.zeros((QUERIES, width), np.uint16)
         edge_TP = np.zeros((QUERIES, PANEL), np.float32)
@@ -154,7 +153,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
                 columns = min(PANEL, H - h)
                 out_TNH[start : start + rows, n, h : h + columns] = edge_TP[:rows, :columns]
             work = take(counter.ctypes.data)
-        flush_denormals(np.int64(0))
+        restore_control(control)
         # an array is freed after its last use, and an address is none: here they still live
         weights_TS[0, 0], halves_TS[0, 0], edge_TP[0, 0] = 0, 0, 0
     counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0] + values_KPWP[0, 0, 0, 0]
@@ -184,11 +183,7 @@ def attend_one(query_NH, key_SKH, value_SKH, first, last, scale, cap, out_NH, pa
             fetch_row(key_SKH, min(last, first + s + AHEAD), k)
             key_H = key_SKH[first + s, k]
             for g in range(G):
-                query_H = query_GH[g]
-                total = np.float32(0)
-                for h in range(H):
-                    total += query_H[h] * as_float32(key_H[h])
-                weights_GS[g, s] = total
+                weights_GS[g, s] = dot(query_GH[g], key_H)
         for g in range(G):
             inverse = softmax(weights_GS[g], scale, cap)
             for s in range(last + 1 - first):
@@ -230,7 +225,9 @@ def attend_bf16(
     logit_cap: float | None,
 ) -> Array:
     """The same with queries, keys, values and weights rounded to bf16; keys and values may be stored so."""
-    key_SKH, value_SKH = (array if array.dtype == np.uint16 else rounded(array) for array in (key_SKH, value_SKH))
+    key_SKH, value_SKH = (
+        np.ascontiguousarray(array) if array.dtype == np.uint16 else rounded(array) for array in (key_SKH, value_SKH)
+    )
     ranges = (first_key_T, last_key_T)
     return attend_words(query_TNH, key_SKH, value_SKH, ranges, scale, logit_cap, pairs=True)
 

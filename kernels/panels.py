@@ -11,7 +11,16 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import gelu_float32
 from pg2ref.kernels.simd.cpu import cpu
-from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, load_half, load_word, prefetch, store_word, take
+from pg2ref.kernels.simd.machine import (
+    CACHE_LINE,
+    flush_denormals,
+    load_half,
+    load_word,
+    prefetch,
+    restore_control,
+    store_word,
+    take,
+)
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32
 from pg2ref.kernels.simd.tile import VECTORS, make_tile
 from pg2ref.kernels.simd.transpose import make_transpose
@@ -118,7 +127,7 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  #
     panels, x = (O + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
-        flush_denormals(np.int64(kind == PAIRS))
+        control = flush_denormals(np.int64(kind == PAIRS))
         panel = np.zeros((BLOCK, PANEL), np.float32)
         edge_TP = np.zeros((T if O % PANEL else 1, PANEL), np.float32)
         index = take(counter.ctypes.data)
@@ -141,7 +150,7 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  #
             if not whole:
                 out_TO[:, o:] = edge_TP[:, :outputs]
             index = following
-        flush_denormals(np.int64(0))
+        restore_control(control)
         panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
     counter[0] = blocks_BTW[0, 0, 0]
 
@@ -153,7 +162,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
     panels, x = (F + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
-        flush_denormals(np.int64(kind == PAIRS))
+        control = flush_denormals(np.int64(kind == PAIRS))
         panel = np.zeros((BLOCK, PANEL), np.float32)
         gate_TP, up_TP = np.zeros((T, PANEL), np.float32), np.zeros((T, PANEL), np.float32)
         index = take(counter.ctypes.data)
@@ -177,7 +186,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
                     results[c] = gelu_float32(gates[c]) * ups[c]
             flush_denormals(np.int64(kind == PAIRS))
             index = following
-        flush_denormals(np.int64(0))
+        restore_control(control)
         panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
     counter[0] = blocks_BTW[0, 0, 0]
 

@@ -29,7 +29,7 @@ from pg2ref.checkpoint.safetensors_writer import Planned, write_shards
 from pg2ref.checkpoint.tensor_table import expected_shapes
 from pg2ref.config import parse_config
 from pg2ref.published import PUBLISHED
-from pg2ref.quantized import BLOCK, GROUP, HIGHEST, LOWEST, WORD, ZERO
+from pg2ref.quantized import BLOCK_OUTPUTS, GROUP, HIGHEST, LOWEST, WORD, ZERO
 
 LOC_AND_SEG = 1024 + 128
 CHUNK = 1 << 24
@@ -82,7 +82,7 @@ def random_matrix(name: str, shape: tuple[int, ...], plan: Plan, seed: int) -> I
         scales = unit * np.exp(0.15 * rng.standard_normal((count, -(-shape[1] // GROUP), lanes), np.float32))
         if bits == 4:
             scales *= rng.choice(np.array([-1, 1], np.float32), scales.shape)
-        if shape[0] % BLOCK or shape[1] % GROUP:
+        if shape[0] % BLOCK_OUTPUTS or shape[1] % GROUP:
             fill_up(codes, scales, shape, bits, first)
         yield codes_name, codes
         yield scales_name, f32_to_bf16(scales)

@@ -22,7 +22,7 @@ from pg2ref.generation.generate import generate
 from pg2ref.generation.sampling import greedy, log_probabilities
 from pg2ref.inputs.image import ImageSource
 from pg2ref.model.paligemma import encode_images
-from pg2ref.quantized import BLOCK, QuantizedMatrix, widen_rows
+from pg2ref.quantized import BLOCK_OUTPUTS, QuantizedMatrix, widen_rows
 from pg2ref.trace import Tap, Trace
 
 WEIGHTS_AT_ONCE = 1 << 20
@@ -204,7 +204,7 @@ def scores_of_answer(
 def _matrix_error(original: Array, matrix: QuantizedMatrix) -> tuple[float, float]:
     """Squares of the error and of the weights."""
     error = size = 0.0
-    rows_at_once = max(1, WEIGHTS_AT_ONCE // matrix.shape[1] // BLOCK) * BLOCK
+    rows_at_once = max(1, WEIGHTS_AT_ONCE // matrix.shape[1] // BLOCK_OUTPUTS) * BLOCK_OUTPUTS
     for start in range(0, matrix.shape[0], rows_at_once):
         exact_OD = widen(original[start : start + rows_at_once], F32)
         error += _square(widen_rows(matrix, F32, start, start + rows_at_once) - exact_OD)

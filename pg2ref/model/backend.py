@@ -5,6 +5,7 @@ Model code receives an `Ops` and never asks which one it has.
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 from pg2ref.arrays import Array, f32_to_bf16
@@ -35,6 +36,33 @@ class Ops(NamedTuple):
     attend: Callable[..., Array]
 
 
+def make_table(
+    linear_each: Callable[..., list[Array]],
+    gated_linear: Callable[..., Array],
+    attend: Callable[..., Array],
+    passes: ModuleType,
+    rotate: Callable[..., Array],
+    to_bf16: Callable[[Array], Array],
+) -> Ops:
+    """A table around its products; `passes` holds what goes over each number once."""
+
+    def linear(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
+        return linear_each(x_TD, [weight_OD], [bias_O])[0]
+
+    return Ops(
+        linear=linear,
+        linear_each=linear_each,
+        gated_linear=gated_linear,
+        rms_norm=passes.rms_norm,
+        layer_norm=passes.layer_norm,
+        gelu=passes.gelu,
+        soft_cap=passes.soft_cap,
+        rotate=rotate,
+        to_bf16=to_bf16,
+        attend=attend,
+    )
+
+
 def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
     """The plain NumPy table around one kind of linear layer and of attention."""
 
@@ -46,18 +74,7 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
     def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
         return ops.gated_gelu(linear(x_TD, gate_FD, None), linear(x_TD, up_FD, None))
 
-    return Ops(
-        linear=linear,
-        linear_each=linear_each,
-        gated_linear=gated_linear,
-        rms_norm=ops.rms_norm,
-        layer_norm=ops.layer_norm,
-        gelu=ops.gelu,
-        soft_cap=ops.soft_cap,
-        rotate=rope.rotate,
-        to_bf16=f32_to_bf16,
-        attend=attend,
-    )
+    return make_table(linear_each, gated_linear, attend, ops, rope.rotate, f32_to_bf16)
 
 
 REFERENCE = reference(ops.linear, ops.attend)
@@ -78,33 +95,20 @@ def fast(precision: str) -> Ops:
         biases = biases or [None] * len(weights)
         plain = [weight for weight in weights if not isinstance(weight, QuantizedMatrix)]
         if not plain:
-            return quantized.multiply(x_TD, weights, biases)
+            return quantized.linear_each(x_TD, weights, biases)
         if len(plain) == len(weights):
-            return linear.multiply(x_TD, plain, biases, is_bf16=is_bf16)
-        return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
-
-    def linear_one(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
-        return linear_each(x_TD, [weight_OD], [bias_O])[0]
+            return linear.linear_each(x_TD, plain, biases, is_bf16=is_bf16)
+        return [linear_each(x_TD, [weight], [bias])[0] for weight, bias in zip(weights, biases, strict=True)]
 
     def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
         if isinstance(gate_FD, QuantizedMatrix) and isinstance(up_FD, QuantizedMatrix) and gate_FD.bits == up_FD.bits:
-            return quantized.multiply_gated(x_TD, gate_FD, up_FD)
+            return quantized.gated_linear(x_TD, gate_FD, up_FD)
         if isinstance(gate_FD, QuantizedMatrix) or isinstance(up_FD, QuantizedMatrix):
             return elementwise.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
-        return linear.multiply_gated(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
+        return linear.gated_linear(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
 
-    return Ops(
-        linear=linear_one,
-        linear_each=linear_each,
-        gated_linear=gated_linear,
-        rms_norm=elementwise.rms_norm,
-        layer_norm=elementwise.layer_norm,
-        gelu=elementwise.gelu,
-        soft_cap=elementwise.soft_cap,
-        rotate=elementwise.rotate,
-        to_bf16=stored.rounded,
-        attend=attention.attend_bf16 if is_bf16 else attention.attend,
-    )
+    attend = attention.attend_bf16 if is_bf16 else attention.attend
+    return make_table(linear_each, gated_linear, attend, elementwise, elementwise.rotate, stored.rounded)
 
 
 def operations(backend: str, precision: str = "f32") -> Ops:
