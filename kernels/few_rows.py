@@ -1,8 +1,7 @@
 """A few rows times stored bf16 matrices (decoding), at the speed of the memory.
 
 Every stored row is read once, in order, and multiplied with all inputs while it is in registers.
-All that counts is that no thread waits: several matrices that read the same rows, query, key and value say, are one
-piece of work.
+All that counts is that no thread waits: matrices that read the same rows are one piece of work (matrices.py).
 """
 
 import numpy as np

@@ -42,10 +42,9 @@ def make_group_tile(cpu: Cpu, rows: int) -> Any:
                 with branch, cgutils.for_range(builder, groups) as loop:
                     place = e.address(codes, builder.mul(loop.index, I64(GROUP * LANES * size // 8)))
                     products = group_products(e, group_words(e, place, size), *inputs, loop.index)
-                    stored = e.load(
-                        e.address(scales, builder.mul(loop.index, I64(2 * LANES))), ir.VectorType(I16, LANES)
-                    )
-                    add_scaled(e, sums, products, e.widen(stored), scale_rows, loop.index)
+                    place = e.address(scales, builder.mul(loop.index, I64(2 * LANES)))
+                    weight_scale = e.widen(e.load(place, ir.VectorType(I16, LANES)))
+                    add_scaled(e, sums, products, weight_scale, scale_rows, loop.index)
         for total, place in zip(sums, places, strict=True):
             e.store(builder.load(total), place)
         return _context.get_dummy_value()

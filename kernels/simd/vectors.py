@@ -5,7 +5,6 @@ others are added to. The functions of this folder make an `@intrinsic` each: cal
 (int64), it becomes a loop with a fixed number of vectors, all of them in registers.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,7 +14,6 @@ from pg2ref.kernels.simd.cpu import Cpu
 
 F64, F32 = ir.DoubleType(), ir.FloatType()
 I64, I32, I16, I8 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
-Emit = Callable[..., Any]
 
 # Numba gives an instruction without flags those of its function, `reassoc` too, and LLVM then adds up in the order that
 # suits the processor. This one means something to divisions alone.
