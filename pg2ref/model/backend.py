@@ -33,6 +33,7 @@ class Ops(NamedTuple):
     rotate: Callable[..., Array]
     to_bf16: Callable[[Array], Array]
     attend: Callable[..., Array]
+    attention_weights: Callable[..., Array]  # for taps: what `attend` weighs the values with
 
 
 def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
@@ -57,6 +58,7 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
         rotate=rope.rotate,
         to_bf16=f32_to_bf16,
         attend=attend,
+        attention_weights=ops.attention_weights,
     )
 
 
@@ -104,6 +106,7 @@ def fast(precision: str) -> Ops:
         rotate=elementwise.rotate,
         to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
+        attention_weights=ops.attention_weights,
     )
 
 

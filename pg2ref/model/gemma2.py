@@ -16,7 +16,6 @@ from pg2ref.model import masks, rope
 from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.masks import KeyRanges
-from pg2ref.model.ops import attention_weights
 from pg2ref.quantized import Weight, pick_rows
 from pg2ref.trace import Tap, no_tap
 
@@ -159,7 +158,7 @@ def attend(
         heads_TNH[rows] = ops.attend(query_TNH[rows], key_SKH, value_SKH, *ranges[sequence], **options)
         sequence_stage = stage if sequence == 0 else f"sequence_{sequence}/{stage}"
         if tap.wants(f"{sequence_stage}/attention_weights"):
-            weights_NTS = attention_weights(query_TNH[rows], key_SKH, *ranges[sequence], **options)
+            weights_NTS = ops.attention_weights(query_TNH[rows], key_SKH, *ranges[sequence], **options)
             tap(f"{sequence_stage}/attention_weights", weights_NTS)
     out_TX = tap(f"{stage}/attention_out", heads_TNH.reshape(T, N * H))
     return tap(f"{stage}/o_proj", ops.linear(out_TX, layer.o_proj))
