@@ -1,1 +1,1 @@
-"""Ports are checked here: what went wrong elsewhere, one forward pass cut into blocks, and the name of the mistake."""
+"""The oracle: records of every stage, comparisons of two, how much of a difference is rounding, and what the rest is."""
