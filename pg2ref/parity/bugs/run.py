@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pg2ref.arrays import Array
 from pg2ref.config import Gemma2Config
 from pg2ref.inputs.image import Picture
 from pg2ref.model.paligemma import PaliGemma
+
+
+Kind = Literal["prompt", "pixels", "vision", "merge", "decoder", "logits"]  # of blocks: parity/blocks.py
 
 
 class Run(NamedTuple):
@@ -25,13 +28,16 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Bug:
-    """One mistake. `seen` are the public places where it happened: GitHub threads as `owner/name#number`, or files.
+    """One mistake.
 
-    Where `seen` is empty no such place was found: the mistake is the mirror image of one that was.
+    `shows_in` are the blocks that compute something else with it on the same input. `seen` are the public places
+    where it happened, GitHub threads as `owner/name#number` or files; where it is empty none was found, and the
+    mistake is the mirror image of one that was.
     """
 
     name: str
     summary: str
+    shows_in: tuple[Kind, ...]
     seen: tuple[str, ...]
     inject: Callable[[Run], Run]
 
@@ -39,7 +45,8 @@ class Bug:
     def links(self) -> tuple[str, ...]:
         """Addresses of the threads, and the files as they are named; GitHub leads on from an issue to a pull request."""
         return tuple(
-            "https://github.com/{}/issues/{}".format(*place.split("#")) if "#" in place else place for place in self.seen
+            "https://github.com/{}/issues/{}".format(*place.split("#")) if "#" in place else place
+            for place in self.seen
         )
 
 
