@@ -1,1 +1,1 @@
-"""The oracle: records of every stage, comparisons of two, how much of a difference is rounding, and what the rest is."""
+"""The oracle: records of every stage, comparisons of two, what of a difference is rounding, what is a mistake."""

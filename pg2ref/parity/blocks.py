@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(run: Run) -> list[Block]:
-    """All blocks, in the order of computation: ids, each image's pixels and tower, the merge, the decoder, the logits."""
+    """All blocks, in the order of computation: ids, pixels and tower of each image, merge, decoder, logits."""
     found = [Block("prompt", (), IDS, _ids)]
     for image in range(len(run.pixel_values)):
         found += _vision_blocks(image, run)

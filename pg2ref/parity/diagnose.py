@@ -10,6 +10,7 @@ next. Then the walk goes on with the named bug injected, which finds the second 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def diagnose(run: Run, other: Record, *, precision: str = "f32") -> Diagnosis:
 
 
 def joined_stages(other: Record) -> dict[str, Array]:
-    """Stages that are there in full, rows of decoding steps behind those of the prompt; no attention weights of steps."""
+    """Stages that are there in full, rows of decoding steps behind those of the prompt, without attention weights."""
     stages: dict[str, Array] = {}
     for name, stage in other.stages.items():
         if stage.summary is not None:
@@ -176,7 +177,7 @@ class Walk:
         self, run: Run, bugs: list[Bug], segments: Sequence[Sequence[Block]], known: Mapping[str, Array]
     ) -> list[str]:
         """Those of the bugs that explain most of the segments that follow, too."""
-        for previous, segment in zip(segments, segments[1:], strict=False):
+        for previous, segment in pairwise(segments):
             if len(bugs) < 2:
                 break
             known = self.after(run, previous, known)

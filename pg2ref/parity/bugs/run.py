@@ -9,14 +9,14 @@ from pg2ref.config import Gemma2Config
 from pg2ref.inputs.image import Picture
 from pg2ref.model.paligemma import PaliGemma
 
-
 Kind = Literal["prompt", "pixels", "vision", "merge", "decoder", "logits"]  # of blocks: parity/blocks.py
 
 
 class Run(NamedTuple):
-    """A model and its prepared inputs. `answer_ids` are read behind the prompt (teacher forcing); mostly there are none.
+    """A model and its prepared inputs.
 
-    `pictures` are the images before resizing; without them a bug of resizing changes nothing.
+    `answer_ids` are read behind the prompt (teacher forcing); mostly there are none. `pictures` are the images before
+    resizing; without them a bug of resizing changes nothing.
     """
 
     model: PaliGemma
@@ -43,7 +43,7 @@ class Bug:
 
     @property
     def links(self) -> tuple[str, ...]:
-        """Addresses of the threads, and the files as they are named; GitHub leads on from an issue to a pull request."""
+        """Addresses of the threads, and the files as they are named; GitHub leads on from issues to pull requests."""
         return tuple(
             "https://github.com/{}/issues/{}".format(*place.split("#")) if "#" in place else place
             for place in self.seen
