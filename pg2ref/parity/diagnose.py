@@ -24,8 +24,10 @@ from pg2ref.parity.difference import measure
 from pg2ref.parity.records import Record
 from pg2ref.parity.trace_file import IDS
 
-# What rounding does within one block on the same input, as NRMSE of the worst stage; measured in tests/closeness.py.
-ROUNDING = {"f32": 2e-5, "bf16": 3e-2}
+# What rounding does within one block on the same input, as NRMSE of the worst stage: of Transformers in small models at
+# most 4e-7 in float32 and 9.3e-3 in bf16 (tests/test_broken_transformers.py). Longer sums round more, hence the room.
+ROUNDING = {"f32": 1e-5, "bf16": 2.5e-2}
+ONE_LEVEL = 1.2e-2  # of 255: a port that resizes as a bug does still rounds, truncates or keeps fractions as it likes
 BETTER = 4.0  # times nearer to OTHER than the right model has a bug to be, so that rounding alone never decides
 MOST_UNKNOWN = 3  # blocks that nothing explains: more of them say nothing new
 LAST_ROWS = ("text/final_norm", "logits_before_cap", "logits")  # recorded of the last rows alone, mostly
@@ -164,12 +166,13 @@ class Walk:
         A bug has to explain every stage, or the last one alone: libraries cut a block differently inside.
         """
         kinds, output = {block.kind for block in segment}, segment[-1].output
+        limit = max(self.limit, ONE_LEVEL) if segment[-1].kind == "pixels" else self.limit
         for bug in BUGS.values():
             if not kinds & set(bug.shows_in):
                 continue
             left = self.errors(bug.inject(run), segment, known)
             for was, remains in ((max(errors.values()), max(left.values())), (errors[output], left[output])):
-                if remains <= self.limit and remains * BETTER < was and was > self.limit:
+                if remains <= limit and remains * BETTER < was and was > self.limit:
                     yield bug.name, remains
                     break
 
