@@ -34,7 +34,7 @@ class Ops(NamedTuple):
     rotate: Callable[..., Array]
     to_bf16: Callable[[Array], Array]
     attend: Callable[..., Array]
-    attention_weights: Callable[..., Array]
+    attention_weights: Callable[..., Array]  # for taps: what `attend` weighs the values with
     rotation_table: Callable[..., tuple[Array, Array]]
     add: Callable[[Array, Array], Array]
     scale: Callable[[Array, float], Array]

@@ -54,15 +54,24 @@ def encode(
     tap: Tap = no_tap,
 ) -> Array:
     """Image features `features_IE` of one image, one row a patch, row-major."""
-    patches_IP = patchify(tap("pixel_values", pixel_values_CYX), config.patch_size)
+    hidden_IE = embed_patches(params, config, tap("pixel_values", pixel_values_CYX), ops, tap)
+    for index, layer in enumerate(params.layers):
+        hidden_IE = encode_layer(layer, config, hidden_IE, f"vision/layer_{index:02d}", ops, tap)
+    return finish(params, config, hidden_IE, ops, tap)
+
+
+def embed_patches(params: SiglipParams, config: SiglipConfig, pixel_values_CYX: Array, ops: Ops, tap: Tap) -> Array:
+    """The first hidden state: each patch through one linear layer, plus what was learnt for its position."""
+    patches_IP = patchify(pixel_values_CYX, config.patch_size)
     weight, bias = params.patch_embedding
     embeddings_IE = ops.linear(patches_IP, weight.reshape(weight.shape[0], -1), bias)
     embeddings_IE = ops.add(embeddings_IE, widen(params.position_embedding, embeddings_IE.dtype))
-    hidden_IE = tap("vision/patch_embeddings", embeddings_IE)
-    for index, layer in enumerate(params.layers):
-        hidden_IE = encode_layer(layer, config, hidden_IE, f"vision/layer_{index:02d}", ops, tap)
-    features_IE = ops.layer_norm(hidden_IE, *params.post_layernorm, config.layer_norm_eps)
-    return tap("vision/post_layernorm", features_IE)
+    return tap("vision/patch_embeddings", embeddings_IE)
+
+
+def finish(params: SiglipParams, config: SiglipConfig, hidden_IE: Array, ops: Ops, tap: Tap) -> Array:
+    """The final LayerNorm."""
+    return tap("vision/post_layernorm", ops.layer_norm(hidden_IE, *params.post_layernorm, config.layer_norm_eps))
 
 
 def patchify(pixel_values_CYX: Array, patch_size: int) -> Array:

@@ -1,1 +1,1 @@
-"""The oracle: records of every stage, comparisons of two, and how much of a difference is rounding."""
+"""The oracle: records of every stage, comparisons of two, what of a difference is rounding, what is a mistake."""

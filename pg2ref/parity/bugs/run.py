@@ -1,0 +1,78 @@
+"""What one forward pass depends on, in one record, and the small changes that bugs are made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
+
+from pg2ref.arrays import Array
+from pg2ref.config import Gemma2Config
+from pg2ref.inputs.image import Picture
+from pg2ref.model.paligemma import PaliGemma
+
+Kind = Literal["prompt", "pixels", "vision", "merge", "decoder", "logits"]  # of blocks: parity/blocks.py
+
+
+class Run(NamedTuple):
+    """A model and its prepared inputs.
+
+    `answer_ids` are read behind the prompt (teacher forcing); mostly there are none. `pictures` are the images before
+    resizing; without them a bug of resizing changes nothing.
+    """
+
+    model: PaliGemma
+    pixel_values: tuple[Array, ...]  # pixel_values_CYX of each image
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake.
+
+    `shows_in` are the blocks that compute something else with it on the same input. `seen` are the public places
+    where it happened, GitHub threads as `owner/name#number` or files; where it is empty none was found, and the
+    mistake is the mirror image of one that was.
+    """
+
+    name: str
+    summary: str
+    shows_in: tuple[Kind, ...]
+    seen: tuple[str, ...]
+    inject: Callable[[Run], Run]
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Addresses of the threads, and the files as they are named; GitHub leads on from issues to pull requests."""
+        return tuple(
+            "https://github.com/{}/issues/{}".format(*place.split("#")) if "#" in place else place
+            for place in self.seen
+        )
+
+
+def with_operations(run: Run, **operations: Callable[..., Any]) -> Run:
+    """The same run with other entries in its table of operations."""
+    return run._replace(model=run.model._replace(ops=run.model.ops._replace(**operations)))
+
+
+def with_text_fields(run: Run, **changed: Any) -> Run:
+    """The same run with other fields in the decoder's config."""
+    return _with_text_config(run, replace(run.model.config.text, **changed))
+
+
+def with_text_property(run: Run, name: str, value: float) -> Run:
+    """The same run where a property of the decoder's config has another value than its fields give."""
+    text = run.model.config.text
+    changed: type[Gemma2Config] = type("ChangedGemma2Config", (type(text),), {name: value})
+    return _with_text_config(run, changed(**{field.name: getattr(text, field.name) for field in fields(text)}))
+
+
+def with_language_model(run: Run, **changed: Any) -> Run:
+    """The same run with other weights in the decoder."""
+    params = run.model.params
+    changed_params = params._replace(language_model=params.language_model._replace(**changed))
+    return run._replace(model=run.model._replace(params=changed_params))
+
+
+def _with_text_config(run: Run, text: Gemma2Config) -> Run:
+    return run._replace(model=run.model._replace(config=replace(run.model.config, text=text)))

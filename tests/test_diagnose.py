@@ -1,0 +1,185 @@
+"""Every bug of the museum is named from what a model with it computed, and errors of another kind are not."""
+
+from collections.abc import Callable
+
+import museum
+import numpy as np
+import pytest
+
+from pg2ref.arrays import Array, widen
+from pg2ref.errors import UsageError
+from pg2ref.model import ops
+from pg2ref.model.backend import REFERENCE_BF16
+from pg2ref.parity import diagnose as diagnose_module
+from pg2ref.parity.bugs.collection import BUGS
+from pg2ref.parity.bugs.run import Run, with_language_model, with_operations, with_text_fields, with_text_property
+from pg2ref.parity.diagnose import diagnose
+from pg2ref.parity.records import Record, Stage
+from pg2ref.parity.summary import summarize
+
+POINTS: dict[str, Callable[[str], bool]] = {
+    "every stage": lambda stage: True,
+    "block ends": lambda stage: stage.endswith(museum.BLOCK_ENDS),
+    "logits alone": lambda stage: stage == "logits",
+}
+
+
+@pytest.fixture(scope="module")
+def truth() -> Run:
+    return museum.make_run()
+
+
+def diagnosed(truth: Run, broken: Run, points: Callable[[str], bool] = POINTS["every stage"]) -> tuple[str, ...]:
+    return diagnose(truth, museum.record_of(museum.stages_of(broken), points)).names
+
+
+@pytest.mark.parametrize("points", POINTS)
+def test_the_right_model_is_clean(truth: Run, points: str) -> None:
+    found = diagnose(truth, museum.record_of(museum.stages_of(museum.make_run(np.float32)), POINTS[points]))
+    assert found.is_clean
+    assert found.blocks_compared == {"every stage": 12, "block ends": 12, "logits alone": 1}[points]
+
+
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("name", BUGS)
+def test_each_bug_is_named(truth: Run, name: str, points: str) -> None:
+    found = diagnose(
+        truth, museum.record_of(museum.stages_of(BUGS[name].inject(museum.make_run(np.float32))), POINTS[points])
+    )
+    if name == "positions-from-zero" and points != "every stage":  # it shows in queries and keys alone
+        assert found.is_clean
+        return
+    assert found.names == (name,)
+    assert found.causes[0].rivals == ()
+
+
+def other_errors() -> dict[str, Callable[[Run], Run]]:
+    """Mistakes that the museum does not have."""
+
+    def noisy(run: Run) -> Run:
+        layers = list(run.model.params.language_model.layers)
+        weight = widen(layers[1].up_proj, np.dtype(np.float32)).copy()  # type: ignore[arg-type]
+        weight += 0.01 * np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
+        layers[1] = layers[1]._replace(up_proj=weight)
+        return with_language_model(run, layers=tuple(layers))
+
+    def exchanged(run: Run) -> Run:
+        layers = list(run.model.params.language_model.layers)
+        layers[2] = layers[2]._replace(gate_proj=layers[2].up_proj, up_proj=layers[2].gate_proj)
+        return with_language_model(run, layers=tuple(layers))
+
+    def pixels(run: Run) -> Run:
+        return run._replace(pixel_values=tuple((values + 1) / 2 for values in run.pixel_values))
+
+    def noisy_pixels(run: Run) -> Run:
+        noise = np.random.default_rng(2).normal(0, 0.05, run.pixel_values[0].shape).astype(np.float32)
+        return run._replace(pixel_values=(run.pixel_values[0] + noise,))
+
+    def other_norm(run: Run) -> Run:
+        return with_operations(run, rms_norm=lambda x, scale, eps: ops.rms_norm(x, scale, 1e-2))
+
+    def almost_sqrt(run: Run) -> Run:
+        return with_text_property(run, "embedding_scale", 32**0.5 * 1.06)
+
+    return {
+        "noise in one weight": noisy,
+        "gate and up exchanged in one layer": exchanged,
+        "pixels from 0 to 1": pixels,
+        "noise on the pixels": noisy_pixels,
+        "another eps": other_norm,
+        "another embedding scale": almost_sqrt,
+        "another cap": lambda run: with_text_fields(run, attn_logit_softcapping=4.5),
+        "another window": lambda run: with_text_fields(run, sliding_window=3),
+        "another theta": lambda run: with_text_fields(run, rope_theta=1e6),
+        "another query scale": lambda run: with_text_fields(run, query_pre_attn_scalar=14),
+        "another window policy": lambda run: run._replace(model=run.model._replace(window_policy="keras")),
+        "another token": lambda run: run._replace(prompt_ids=(*run.prompt_ids[:-2], 7, run.prompt_ids[-1])),
+    }
+
+
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("name", other_errors())
+def test_an_error_of_another_kind_is_unknown(truth: Run, name: str, points: str) -> None:
+    broken = other_errors()[name](museum.make_run(np.float32))
+    assert set(diagnosed(truth, broken, POINTS[points])) == {"unknown"}
+
+
+def test_two_bugs_in_different_blocks_are_both_named(truth: Run) -> None:
+    run = museum.make_run(np.float32)
+    for name in ("bgr", "image-over-sqrt", "rmsnorm-weight", "missing-final-cap"):
+        run = BUGS[name].inject(run)
+    assert diagnosed(truth, run) == ("bgr", "image-over-sqrt", "rmsnorm-weight", "missing-final-cap")
+
+
+def test_the_first_stage_that_differs_is_named(truth: Run) -> None:
+    broken = museum.stages_of(BUGS["gqa-tiled"].inject(museum.make_run(np.float32)))
+    (cause,) = diagnose(truth, museum.record_of(broken, lambda stage: not stage.endswith("weights"))).causes
+    assert cause.stage == "text/layer_00/attention_out"
+    assert cause.error > 0.1
+    assert cause.left is not None
+    assert cause.left < 1e-6
+
+
+def test_bugs_that_a_record_cannot_tell_apart_are_rivals(truth: Run) -> None:
+    """Layer 0 alone: without a window it is a full layer, and so it is where the types are swapped."""
+    broken = museum.stages_of(BUGS["no-window"].inject(museum.make_run(np.float32)))
+    (cause,) = diagnose(
+        truth, museum.record_of(broken, lambda s: s in ("prefix/embeddings", "text/layer_00/out"))
+    ).causes
+    assert {cause.bug, *cause.rivals} == {"no-window", "layers-swapped"}
+
+
+def test_many_unknown_blocks_end_the_search(truth: Run) -> None:
+    broken = with_operations(museum.make_run(np.float32), rms_norm=lambda x, scale, eps: x)
+    found = diagnose(truth, museum.record_of(museum.stages_of(broken)))
+    assert found.names == ("unknown",) * diagnose_module.MOST_UNKNOWN
+
+
+def test_numbers_that_are_not_finite_are_unknown(truth: Run) -> None:
+    stages = museum.stages_of(museum.make_run(np.float32))
+    stages["text/layer_01/out"][0, 0] = np.nan
+    (cause, *_) = diagnose(truth, museum.record_of(stages)).causes
+    assert (cause.stage, cause.error, cause.bug) == ("text/layer_01/out", np.inf, None)
+
+
+def test_bf16_is_clean_in_its_own_precision_and_a_bug_in_it_is_named(truth: Run) -> None:
+    run = museum.make_run(np.float32)
+    run = run._replace(model=run.model._replace(ops=REFERENCE_BF16))
+    assert diagnose(truth, museum.record_of(museum.stages_of(run)), precision="bf16").is_clean
+    assert not diagnose(truth, museum.record_of(museum.stages_of(run)), precision="f32").is_clean
+    broken = museum.record_of(museum.stages_of(BUGS["rope-interleaved"].inject(run)))
+    assert diagnose(truth, broken, precision="bf16").names == ("rope-interleaved",)
+
+
+def test_steps_of_decoding_are_rows_of_the_answer(truth: Run) -> None:
+    """A window shows behind the prompt alone: the trace of a prompt and some steps is enough to see it."""
+    from pg2ref.model import paligemma
+    from pg2ref.parity.trace_file import IDS
+    from pg2ref.trace import Prefixed, Trace
+
+    def decoded(run: Run) -> Record:
+        trace = Trace()
+        embeddings = paligemma.encode_images(run.model, list(run.pixel_values), tap=trace)
+        cache = run.model.empty_cache(64, len(run.prompt_ids))
+        paligemma.prefill(run.model, embeddings, run.prompt_ids, cache, tap=trace)
+        for number, token_id in enumerate(run.answer_ids, start=1):
+            paligemma.step(run.model, [token_id], [cache], tap=Prefixed(trace, f"step_{number:03d}/"))
+        return museum.record_of({IDS: np.array(run.prompt_ids), **trace.stages})
+
+    run = museum.make_run(np.float32)
+    assert diagnose(truth, decoded(run)).is_clean
+    for name in ("window-too-large", "window-too-small", "no-window"):
+        assert diagnose(truth, decoded(BUGS[name].inject(run))).names == (name,)
+
+
+def test_heads_may_lie_side_by_side(truth: Run) -> None:
+    stages: dict[str, Array] = museum.stages_of(BUGS["rope-interleaved"].inject(museum.make_run(np.float32)))
+    flat = {name: array.reshape(len(array), -1) if "query" in name else array for name, array in stages.items()}
+    assert diagnose(truth, museum.record_of(flat)).names == ("rope-interleaved",)
+
+
+def test_summaries_are_refused(truth: Run) -> None:
+    stages = museum.stages_of(museum.make_run(np.float32))
+    summaries = {name: Stage(a.shape, "f32", lambda: stages["logits"], summarize(a)) for name, a in stages.items()}
+    with pytest.raises(UsageError, match="holds no stage in full that can be diagnosed: record it with --mode full"):
+        diagnose(truth, Record("other", {}, summaries))
