@@ -60,6 +60,23 @@ class Prefixed:
         return self.tap.wants(self.prefix + stage)
 
 
+class Both:
+    """Passes everything on to two taps."""
+
+    def __init__(self, first: Tap, second: Tap):
+        self.first, self.second = first, second
+
+    def __call__(self, stage: str, array: Array) -> Array:
+        """Show the stage to both."""
+        self.first(stage, array)
+        self.second(stage, array)
+        return array
+
+    def wants(self, stage: str) -> bool:
+        """What either wants."""
+        return self.first.wants(stage) or self.second.wants(stage)
+
+
 class Trace:
     """Records stages in the order in which they were computed; `points` chooses which, all of them by default."""
 

@@ -134,7 +134,7 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     table = rope.rotation_table
     restart = lambda positions, *rest: table(positions % 13, *rest)  # noqa: E731
-    patch.setattr(rope, "rotation_table", restart)
+    patch_op(patch, rotation_table=restart)
 
 
 @fault("9 cache holds keys before their rotation")
@@ -276,7 +276,7 @@ def _(patch: Patch) -> None:
         angle = positions[:, None] * bf16_to_f32(f32_to_bf16(frequency))
         return np.cos(angle).astype(dtype), np.sin(angle).astype(dtype)
 
-    patch.setattr(rope, "rotation_table", table)
+    patch_op(patch, rotation_table=table)
 
 
 @fault("images in the wrong order", "two_images")

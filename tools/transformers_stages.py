@@ -82,9 +82,9 @@ def hooks(model: PaliGemmaForConditionalGeneration, keep: Callable[[str, torch.T
         vision_config = model.config.vision_config
         heads = vision_config.num_attention_heads
 
-        def each_image(stage: str) -> Callable[[torch.Tensor], None]:
-            def keep_images(value: torch.Tensor) -> None:
-                for index, one in enumerate(value):
+        def each_image(stage: str) -> Callable[[torch.Tensor | None], None]:
+            def keep_images(value: torch.Tensor | None) -> None:
+                for index, one in enumerate(() if value is None else value):  # sdpa has no weights to show
                     keep(stage if index == 0 else f"image_{index}/{stage}", one)
 
             return keep_images

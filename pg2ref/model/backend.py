@@ -17,10 +17,11 @@ Linear = Callable[[Array, Weight, Array | None], Array]
 
 
 class Ops(NamedTuple):
-    """Everything hot. The signatures are those of the reference functions in ops.py and rope.py.
+    """Everything that rounds. The signatures are those of the reference functions in ops.py and rope.py.
 
     Two are made of others, because kernels do them better at once: `linear_each(x_TD, weights, biases)`, several
-    linear layers of the same rows, and `gated_linear(x_TD, gate_FD, up_FD)`, GeGLU (arXiv:2002.05202).
+    linear layers of the same rows, and `gated_linear(x_TD, gate_FD, up_FD)`, GeGLU (arXiv:2002.05202). The last four
+    cost little, and all tables but those of rounding.py have the reference's.
     """
 
     linear: Callable[..., Array]
@@ -34,6 +35,9 @@ class Ops(NamedTuple):
     to_bf16: Callable[[Array], Array]
     attend: Callable[..., Array]
     attention_weights: Callable[..., Array]  # for taps: what `attend` weighs the values with
+    rotation_table: Callable[..., tuple[Array, Array]]
+    add: Callable[[Array, Array], Array]
+    scale: Callable[[Array, float], Array]
 
 
 def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
@@ -59,6 +63,9 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
         to_bf16=f32_to_bf16,
         attend=attend,
         attention_weights=ops.attention_weights,
+        rotation_table=rope.rotation_table,
+        add=ops.add,
+        scale=ops.scale,
     )
 
 
@@ -107,6 +114,9 @@ def fast(precision: str) -> Ops:
         to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
         attention_weights=ops.attention_weights,
+        rotation_table=rope.rotation_table,
+        add=ops.add,
+        scale=ops.scale,
     )
 
 

@@ -65,7 +65,7 @@ def embed_patches(params: SiglipParams, config: SiglipConfig, pixel_values_CYX: 
     patches_IP = patchify(pixel_values_CYX, config.patch_size)
     weight, bias = params.patch_embedding
     embeddings_IE = ops.linear(patches_IP, weight.reshape(weight.shape[0], -1), bias)
-    embeddings_IE = embeddings_IE + widen(params.position_embedding, embeddings_IE.dtype)
+    embeddings_IE = ops.add(embeddings_IE, widen(params.position_embedding, embeddings_IE.dtype))
     return tap("vision/patch_embeddings", embeddings_IE)
 
 
@@ -86,10 +86,10 @@ def encode_layer(layer: SiglipLayer, config: SiglipConfig, hidden_IE: Array, sta
     """One block: attention over all patches, then the MLP, each after a LayerNorm and added to the stream."""
     normed_IE = tap(f"{stage}/layer_norm1", ops.layer_norm(hidden_IE, *layer.layer_norm1, config.layer_norm_eps))
     attended_IE = attend(layer, config, normed_IE, stage, ops, tap)
-    hidden_IE = tap(f"{stage}/attention_residual", hidden_IE + attended_IE)
+    hidden_IE = tap(f"{stage}/attention_residual", ops.add(hidden_IE, attended_IE))
     normed_IE = tap(f"{stage}/layer_norm2", ops.layer_norm(hidden_IE, *layer.layer_norm2, config.layer_norm_eps))
     active_IM = tap(f"{stage}/gelu", ops.gelu(ops.linear(normed_IE, *layer.fc1)))
-    return tap(f"{stage}/out", hidden_IE + tap(f"{stage}/fc2", ops.linear(active_IM, *layer.fc2)))
+    return tap(f"{stage}/out", ops.add(hidden_IE, tap(f"{stage}/fc2", ops.linear(active_IM, *layer.fc2))))
 
 
 def attend(layer: SiglipLayer, config: SiglipConfig, normed_IE: Array, stage: str, ops: Ops, tap: Tap) -> Array:

@@ -115,7 +115,7 @@ def _decoder_layer(index: int, before: str) -> Compute:
     def compute(run: Run, known: Mapping[str, Array], tap: Tap) -> Array:
         model, hidden_TD, text = run.model, known[before], run.model.config.text
         cache = model.empty_cache(len(hidden_TD), len(hidden_TD) - len(run.answer_ids))
-        attention = gemma2.locate_rows(text, hidden_TD, [cache], model.window_policy)
+        attention = gemma2.locate_rows(text, hidden_TD, [cache], model.window_policy, model.ops)
         layer = model.params.language_model.layers[index]
         return gemma2.decode_layer(layer, text, hidden_TD, index, attention, model.ops, tap)
 
