@@ -67,6 +67,7 @@ FLOORS = {
     "parity.bugs.collection": 7.2,
     "parity.blocks": 7.3,
     "parity.diagnose": 7.4,
+    "parity.replay": 7.4,
     "parity.effect": 8.1,
     "recording.facts": 7.4,
     "recording.run_trace": 7.5,

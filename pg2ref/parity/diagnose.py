@@ -71,14 +71,15 @@ def diagnose(run: Run, other: Record, *, precision: str = "f32") -> Diagnosis:
 
     Args:
         run: the right model, best in float32 or float64 on the reference operations, and what OTHER was given.
-        other: a record in full; the more stages it has, the sharper the diagnosis. With `answer_ids` in the run, the
-            stages of decoding steps are taken for the rows of the answer.
+        other: a record in full; the more stages it has, the sharper the diagnosis. Stages of decoding steps are taken
+            for rows of the answer; of the run's `answer_ids` as many count as OTHER has read.
         precision: OTHER's, a key of ROUNDING.
 
     Raises:
         UsageError: OTHER holds summaries alone, or has no stage of the model's.
     """
     stages = joined_stages(other)
+    run = run._replace(answer_ids=run.answer_ids[: answer_rows(run, other, stages)])
     segments = segments_of(blocks_of(run), stages)
     if not segments:
         raise UsageError(f"{other.name} holds no stage in full that can be diagnosed: record it with --mode full")
@@ -111,6 +112,18 @@ def joined_stages(other: Record) -> dict[str, Array]:
         elif base in stages:
             stages[base] = np.concatenate([stages[base], stage.read()])
     return stages
+
+
+def answer_rows(run: Run, other: Record, stages: Mapping[str, Array]) -> int:
+    """How many tokens behind the prompt OTHER has read."""
+    steps = {name.partition("/")[0] for name in other.stages if name.startswith("step_")}
+    if steps:
+        return len(steps)
+    if len(stages.get("logits", ())) == 1:  # the place behind the prompt
+        return 0
+    prompt_rows = len(stages[IDS]) if IDS in stages else len(run.prompt_ids)
+    text = next((len(array) for name, array in stages.items() if name.startswith(("prefix/", "text/"))), None)
+    return len(run.answer_ids) if text is None else max(text - prompt_rows, 0)
 
 
 def segments_of(blocks: list[Block], stages: Mapping[str, Array]) -> list[list[Block]]:
