@@ -1,0 +1,108 @@
+"""Where an error comes from: each block of the right model, run on the input that OTHER itself had there.
+
+A comparison of whole runs shows what has come together up to a stage. Here a block starts from OTHER's numbers, so what
+differs behind it was made inside it, and one wrong layer does not hide the next. The noise that is allowed for is that
+of the block alone, computed on the same input.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pg2ref.arrays import Array, widen
+from pg2ref.errors import UsageError
+from pg2ref.model.paligemma import PaliGemma
+from pg2ref.model.rounding import F32, transformers_tables
+from pg2ref.parity.blocks import Block, blocks_of, run_blocks
+from pg2ref.parity.bugs.run import Run
+from pg2ref.parity.compare import StageComparison, compare_stage
+from pg2ref.parity.difference import F64, measure
+from pg2ref.parity.records import Record, plain_stage
+from pg2ref.parity.trace_file import IDS
+
+VISION_KINDS = ("pixels", "vision")  # of blocks, that belong to the vision tower
+
+
+def given_run(model: PaliGemma, reference: Record, other: Record) -> Run:
+    """The run that both records are of: ids and pixels as the reference has them, or OTHER.
+
+    Raises:
+        UsageError: neither has the ids, or the pixels, in full.
+    """
+    records = (reference, other)
+    ids = next((record.stages[IDS].read() for record in records if IDS in record.stages), None)
+    pixels: list[Array] = []
+    while True:
+        name = f"image_{len(pixels)}/pixel_values" if pixels else "pixel_values"
+        stages = [record.stages[name] for record in records if name in record.stages]
+        full = next((stage.read() for stage in stages if stage.summary is None), None)
+        if full is None:
+            break
+        pixels.append(widen(full, F64))
+    if ids is None or not pixels:
+        raise UsageError(
+            f"--isolate needs {IDS} and pixel_values in full, and neither {reference.name} nor {other.name} has both: "
+            "record REFERENCE with --mode full"
+        )
+    return Run(model, tuple(pixels), tuple(ids.tolist()))
+
+
+def isolate(run: Run, other: Record, *, precision: str) -> Iterator[StageComparison]:
+    """Each stage that OTHER has, against that of a block fed with OTHER's own input; in the order of computation.
+
+    Args:
+        run: the right model in float64 on the reference operations, and what both were given.
+        other: with the ends of blocks in full; between two of them several blocks count as one.
+        precision: OTHER's, `f32` or `bf16`.
+
+    Raises:
+        UsageError: OTHER has no end of a block in full.
+    """
+    stages = {name: stage for name, stage in other.stages.items() if stage.summary is None}
+    rounded = run._replace(model=run.model._replace(dtype=F32, cache_dtype=F32))
+    known: dict[str, Array] = {}
+    pending: list[Block] = []
+    isolated = 0
+    for block in blocks_of(run):
+        pending.append(block)
+        if block.output not in stages:
+            continue
+        if block.kind == "logits":
+            known = last_rows_alone(block, known, len(stages[block.output].shape) and stages[block.output].shape[0])
+        expected = run_in_order(run, pending, known)
+        noisy = run_in_order(rounded, pending, known, precision)
+        compared = [
+            compare_stage(
+                name, plain_stage(array, {precision: measure(array, noisy[name]).nrmse}), stages[name], precision
+            )
+            for name, array in expected.items()
+            if name in stages
+        ]
+        yield from compared
+        isolated += 1
+        if any(stage.verdict in ("shape", "not finite") for stage in compared):
+            return  # nothing can be computed from such numbers
+        known = {**known, block.output: stages[block.output].read().reshape(expected[block.output].shape)}
+        pending = []
+    if not isolated:
+        raise UsageError(
+            f"--isolate needs the ends of blocks in full, such as text/layer_00/out; {other.name} has none"
+        )
+
+
+def run_in_order(
+    run: Run, blocks: Sequence[Block], known: Mapping[str, Array], precision: str | None = None
+) -> dict[str, Array]:
+    """Every stage of consecutive blocks, fed with `known`; with a precision, rounded as Transformers does in it."""
+    numbers = {name: widen(array, run.model.dtype) for name, array in known.items()}
+    found: dict[str, Array] = {}
+    for block in blocks:
+        if precision is not None:
+            tables = transformers_tables(precision)
+            table = tables.vision if block.kind in VISION_KINDS else tables.text
+            run = run._replace(model=run.model._replace(ops=table))
+        found |= run_blocks(run, [block], {**numbers, **found})
+    return found
+
+
+def last_rows_alone(block: Block, known: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """The input of the logits cut to the rows that OTHER has logits of: a row of them is as wide as the vocabulary."""
+    return {name: array[-rows:] if name in block.inputs else array for name, array in known.items()}
