@@ -62,7 +62,7 @@ def _(model: Any, given: Given, stack: ExitStack) -> Given:
 
 @breaks("no-antialias")
 def _(model: Any, given: Given, stack: ExitStack) -> Given:
-    levels = torch.from_numpy(np.asarray(given.picture)).permute(2, 0, 1)[None].float()
+    levels = torch.from_numpy(np.array(given.picture)).permute(2, 0, 1)[None].float()
     side = given.pixel_values.shape[-1]
     small = torch.nn.functional.interpolate(levels, (side, side), mode="bilinear", antialias=False)
     return given._replace(pixel_values=(small[0] / 127.5 - 1).numpy())
@@ -234,7 +234,10 @@ def _(model: Any, given: Given, stack: ExitStack) -> None:
 
 @breaks("rmsnorm-weight")
 def _(model: Any, given: Given, stack: ExitStack) -> None:
-    replace(stack, modeling_gemma2.Gemma2RMSNorm, "forward", lambda self, x: self._norm(x.float()) * self.weight)
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return (self._norm(x.float()) * self.weight.float()).type_as(x)
+
+    replace(stack, modeling_gemma2.Gemma2RMSNorm, "forward", forward)
 
 
 @breaks("missing-post-norms")
