@@ -72,7 +72,11 @@ class NameMap:
 
     def _stages(self, entry: Entry, name: str, found: re.Match[str], array: Array) -> Iterator[tuple[str, Array]]:
         assert entry.stage is not None
-        numbers = {group: int(text) for group, text in found.groupdict().items()}
+        numbers = {}
+        for group, text in found.groupdict().items():
+            if not (text or "").isdecimal():
+                raise UsageError(f"map {self.name}: {group} = {text!r} of {name} is no whole number: correct the match")
+            numbers[group] = int(text)
         if entry.goes_into is not None:
             numbers[entry.goes_into] -= 1
         images = array if entry.images and array.ndim == (entry.axes or 0) + 1 else [array]
