@@ -1,4 +1,4 @@
-"""A small model and an image as the bug museum changes them, and records of what it computes."""
+"""A small model and an image as the bug museum changes them, errors of other kinds, and records of what comes out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,11 @@ import small_models
 
 from pg2ref.arrays import Array
 from pg2ref.inputs.image import pixel_values, read_image
-from pg2ref.model import paligemma
-from pg2ref.parity.bugs.run import Run
+from pg2ref.model import ops, paligemma
+from pg2ref.parity.bugs.run import Run, with_language_model, with_operations, with_text_fields
 from pg2ref.parity.records import Record, plain_stage
 from pg2ref.parity.trace_file import IDS
+from pg2ref.quantized import widen_rows
 from pg2ref.trace import Trace
 
 SCENE = Path(__file__).parent / "data" / "scene.png"
@@ -41,3 +42,38 @@ def stages_of(run: Run) -> dict[str, Array]:
 def record_of(stages: dict[str, Array], points: Callable[[str], bool] = lambda stage: True) -> Record:
     """Stages as they come from a file."""
     return Record("other", {}, {name: plain_stage(array) for name, array in stages.items() if points(name)})
+
+
+def noisy_weight(run: Run) -> Run:
+    layers = list(run.model.params.language_model.layers)
+    weight = widen_rows(layers[1].up_proj, np.dtype(np.float32), 0, 10**9).copy()
+    weight += 0.01 * np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
+    layers[1] = layers[1]._replace(up_proj=weight)
+    return with_language_model(run, layers=tuple(layers))
+
+
+def gate_and_up_exchanged(run: Run) -> Run:
+    layers = list(run.model.params.language_model.layers)
+    layers[2] = layers[2]._replace(gate_proj=layers[2].up_proj, up_proj=layers[2].gate_proj)
+    return with_language_model(run, layers=tuple(layers))
+
+
+def noisy_pixels(run: Run) -> Run:
+    noise = np.random.default_rng(2).normal(0, 0.05, run.pixel_values[0].shape).astype(np.float32)
+    return run._replace(pixel_values=(run.pixel_values[0] + noise,))
+
+
+OTHER_ERRORS: dict[str, Callable[[Run], Run]] = {  # mistakes that the museum does not have
+    "noise in one weight": noisy_weight,
+    "gate and up exchanged in one layer": gate_and_up_exchanged,
+    "noise on the pixels": noisy_pixels,
+    "pixels from 0 to 1": lambda run: run._replace(pixel_values=tuple((p + 1) / 2 for p in run.pixel_values)),
+    "another token": lambda run: run._replace(prompt_ids=(*run.prompt_ids[:-2], 7, run.prompt_ids[-1])),
+    "another embedding scale": lambda run: with_operations(run, scale=lambda x, factor: x * (1.06 * factor)),
+    "another eps": lambda run: with_operations(run, rms_norm=lambda x, scale, eps: ops.rms_norm(x, scale, 1e-2)),
+    "another cap": lambda run: with_text_fields(run, attn_logit_softcapping=4.5),
+    "another window": lambda run: with_text_fields(run, sliding_window=3),
+    "another window policy": lambda run: run._replace(model=run.model._replace(window_policy="keras")),
+    "another theta": lambda run: with_text_fields(run, rope_theta=1e6),
+    "another query scale": lambda run: with_text_fields(run, query_pre_attn_scalar=14),
+}

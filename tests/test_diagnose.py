@@ -6,13 +6,12 @@ import museum
 import numpy as np
 import pytest
 
-from pg2ref.arrays import Array, widen
+from pg2ref.arrays import Array
 from pg2ref.errors import UsageError
-from pg2ref.model import ops
 from pg2ref.model.backend import REFERENCE_BF16
 from pg2ref.parity import diagnose as diagnose_module
 from pg2ref.parity.bugs.collection import BUGS
-from pg2ref.parity.bugs.run import Run, with_language_model, with_operations, with_text_fields, with_text_property
+from pg2ref.parity.bugs.run import Run, with_operations
 from pg2ref.parity.diagnose import diagnose
 from pg2ref.parity.records import Record, Stage
 from pg2ref.parity.summary import summarize
@@ -53,54 +52,10 @@ def test_each_bug_is_named(truth: Run, name: str, points: str) -> None:
     assert found.causes[0].rivals == ()
 
 
-def other_errors() -> dict[str, Callable[[Run], Run]]:
-    """Mistakes that the museum does not have."""
-
-    def noisy(run: Run) -> Run:
-        layers = list(run.model.params.language_model.layers)
-        weight = widen(layers[1].up_proj, np.dtype(np.float32)).copy()  # type: ignore[arg-type]
-        weight += 0.01 * np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
-        layers[1] = layers[1]._replace(up_proj=weight)
-        return with_language_model(run, layers=tuple(layers))
-
-    def exchanged(run: Run) -> Run:
-        layers = list(run.model.params.language_model.layers)
-        layers[2] = layers[2]._replace(gate_proj=layers[2].up_proj, up_proj=layers[2].gate_proj)
-        return with_language_model(run, layers=tuple(layers))
-
-    def pixels(run: Run) -> Run:
-        return run._replace(pixel_values=tuple((values + 1) / 2 for values in run.pixel_values))
-
-    def noisy_pixels(run: Run) -> Run:
-        noise = np.random.default_rng(2).normal(0, 0.05, run.pixel_values[0].shape).astype(np.float32)
-        return run._replace(pixel_values=(run.pixel_values[0] + noise,))
-
-    def other_norm(run: Run) -> Run:
-        return with_operations(run, rms_norm=lambda x, scale, eps: ops.rms_norm(x, scale, 1e-2))
-
-    def almost_sqrt(run: Run) -> Run:
-        return with_text_property(run, "embedding_scale", 32**0.5 * 1.06)
-
-    return {
-        "noise in one weight": noisy,
-        "gate and up exchanged in one layer": exchanged,
-        "pixels from 0 to 1": pixels,
-        "noise on the pixels": noisy_pixels,
-        "another eps": other_norm,
-        "another embedding scale": almost_sqrt,
-        "another cap": lambda run: with_text_fields(run, attn_logit_softcapping=4.5),
-        "another window": lambda run: with_text_fields(run, sliding_window=3),
-        "another theta": lambda run: with_text_fields(run, rope_theta=1e6),
-        "another query scale": lambda run: with_text_fields(run, query_pre_attn_scalar=14),
-        "another window policy": lambda run: run._replace(model=run.model._replace(window_policy="keras")),
-        "another token": lambda run: run._replace(prompt_ids=(*run.prompt_ids[:-2], 7, run.prompt_ids[-1])),
-    }
-
-
 @pytest.mark.parametrize("points", POINTS)
-@pytest.mark.parametrize("name", other_errors())
+@pytest.mark.parametrize("name", museum.OTHER_ERRORS)
 def test_an_error_of_another_kind_is_unknown(truth: Run, name: str, points: str) -> None:
-    broken = other_errors()[name](museum.make_run(np.float32))
+    broken = museum.OTHER_ERRORS[name](museum.make_run(np.float32))
     assert set(diagnosed(truth, broken, POINTS[points])) == {"unknown"}
 
 

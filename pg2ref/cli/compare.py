@@ -15,6 +15,7 @@ from pg2ref.errors import Pg2RefError, UsageError
 
 if TYPE_CHECKING:
     from pg2ref.parity.compare import Comparison, StageComparison
+    from pg2ref.parity.diagnose import Diagnosis
 
 SCHEMA = "pg2ref/compare/1"
 DIVERGES = 1
@@ -39,8 +40,16 @@ HEAD = (
     help="OTHER's arithmetic, whose noise is allowed for. Default: what OTHER says, or what its numbers look like.",
 )
 @click.option("--tolerance", type=float, help="Allow this relative error at each stage, instead of the noise floor's.")
-@click.option("--isolate", is_flag=True, help="Run each block of -m MODEL on OTHER's own input, in f64, as well.")
 @model_option
+@click.option("--isolate", is_flag=True, help="Run each block of -m MODEL on OTHER's own input, in f64, as well.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="IMAGE",
+    help="With -m: an image the run was given, before resizing, so that other ways to resize it are tried; may be "
+    "given several times.",
+)
 @click.option("--all", "show_all", is_flag=True, help="Print every stage, not the ends of blocks and what diverges.")
 @json_option
 def command(
@@ -51,6 +60,7 @@ def command(
     tolerance: float | None,
     isolate: bool,
     name: str | None,
+    images: tuple[str, ...],
     show_all: bool,
     as_json: bool,
 ) -> None:
@@ -58,20 +68,24 @@ def command(
 
     REFERENCE is a trace, best one made `--with-floor`; OTHER is a trace, an npz, a safetensors file, or a folder of npy
     or safetensors files. A stage is close where its error is no more than a small multiple of the noise floor, that is
-    of what rounding alone does there. --isolate separates the error that a block introduces from what it was given.
+    of what rounding alone does there.
+
+    With -m MODEL, the checkpoint of REFERENCE, what diverges is diagnosed: each mistake that `pg2ref break --list`
+    knows is tried on the first block that differs, and the one that reproduces OTHER's numbers is named. --isolate
+    shows the error that each block introduces, apart from what it was given.
 
     Exits with 0 where all stages are close, 1 where one diverges, 2 where they cannot be compared.
 
     \b
     pg2ref compare truth.safetensors run.safetensors
-    pg2ref compare truth.safetensors port.npz --map port.toml
+    pg2ref compare truth.safetensors port.npz --map port.toml -m ./mix
     pg2ref compare truth.safetensors dump/ --map transformers --isolate -m ./mix
     pg2ref compare golden.safetensors port.safetensors --json
     """
     if isolate:
         required_model(name)
-    elif name is not None:
-        raise UsageError("-m is for --isolate alone: add it, or leave out -m")
+    if images and name is None:
+        raise UsageError("--image is for a diagnosis, which needs the model: add -m MODEL")
     with trouble():
         from pg2ref.parity.compare import compare
         from pg2ref.parity.name_map import load_map
@@ -80,18 +94,29 @@ def command(
         expected = open_record(reference)
         found = open_record(other, load_map(map_name) if map_name else None)
         comparison = compare(expected, found, precision=precision, tolerance=tolerance)
-        if isolate:
+        diagnosis = None
+        if name is not None:
             from pg2ref.api import load
-            from pg2ref.parity.isolate import given_run
+            from pg2ref.inputs.image import read_image
+            from pg2ref.parity.diagnose import diagnose
             from pg2ref.parity.isolate import isolate as isolate_blocks
+            from pg2ref.parity.replay import run_behind
 
-            run = given_run(load(name, precision="f64").numbers, expected, found)
-            blocks = isolate_blocks(run, found, precision=comparison.precision)
-            comparison = replace(comparison, isolated=tuple(blocks))
+            pictures = [read_image(image) for image in images]
+            run = run_behind(load(name, precision="f64").numbers, expected, found, pictures)
+            if isolate:
+                prompt_alone = run._replace(answer_ids=())
+                blocks = isolate_blocks(prompt_alone, found, precision=comparison.precision)
+                comparison = replace(comparison, isolated=tuple(blocks))
+            if not comparison.is_close:
+                diagnosis = diagnose(run, found, precision=comparison.precision)
     if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, **comparison.to_dict()}))
+        diagnosed = {"diagnosis": diagnosis.to_dict()} if diagnosis else {}
+        click.echo(json.dumps({"schema": SCHEMA, **comparison.to_dict(), **diagnosed}))
     else:
         print_table(comparison, show_all)
+        if diagnosis:
+            print_diagnosis(diagnosis)
     sys.exit(0 if comparison.is_close else DIVERGES)
 
 
@@ -134,6 +159,25 @@ def print_stages(title: str, stages: "tuple[StageComparison, ...] | list[StageCo
             f"{stage.stage:<40} {stage.nrmse:>8.1e} {noise:>7} {stage.max_abs:>10.2e} {stage.cosine:>8.5f} "
             f"{stage.scale:>8.5f} {stage.ulp:>7.1f} {stage.outliers:>8.2%}  {stage.verdict}"
         )
+
+
+def print_diagnosis(diagnosis: "Diagnosis") -> None:
+    """A few lines a cause."""
+    from pg2ref.parity.bugs.collection import BUGS
+
+    if diagnosis.is_clean:
+        click.echo("diagnosis: no block makes an error beyond rounding; together they may, in a long run")
+    for cause in diagnosis.causes:
+        where = f"{cause.stage}, error {cause.error:.2g}"
+        if cause.bug is None:
+            click.echo(f"diagnosis: unknown, at {where}: no known mistake gives these numbers")
+            continue
+        click.echo(f"diagnosis: {cause.bug}, at {where}, and {cause.left:.1g} with it injected")
+        click.echo(f"  {BUGS[cause.bug].summary}")
+        for link in BUGS[cause.bug].links:
+            click.echo(f"  {link}")
+        if cause.rivals:
+            click.echo(f"  or {' or '.join(cause.rivals)}: this record cannot tell them apart")
 
 
 def summary(comparison: "Comparison") -> Iterator[str]:

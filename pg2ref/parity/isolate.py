@@ -9,40 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pg2ref.arrays import Array, widen
 from pg2ref.errors import UsageError
-from pg2ref.model.paligemma import PaliGemma
 from pg2ref.model.rounding import F32, transformers_tables
 from pg2ref.parity.blocks import Block, blocks_of, run_blocks
 from pg2ref.parity.bugs.run import Run
 from pg2ref.parity.compare import StageComparison, compare_stage
-from pg2ref.parity.difference import F64, measure
+from pg2ref.parity.difference import measure
 from pg2ref.parity.records import Record, plain_stage
-from pg2ref.parity.trace_file import IDS
 
 VISION_KINDS = ("pixels", "vision")  # of blocks, that belong to the vision tower
-
-
-def given_run(model: PaliGemma, reference: Record, other: Record) -> Run:
-    """The run that both records are of: ids and pixels as the reference has them, or OTHER.
-
-    Raises:
-        UsageError: neither has the ids, or the pixels, in full.
-    """
-    records = (reference, other)
-    ids = next((record.stages[IDS].read() for record in records if IDS in record.stages), None)
-    pixels: list[Array] = []
-    while True:
-        name = f"image_{len(pixels)}/pixel_values" if pixels else "pixel_values"
-        stages = [record.stages[name] for record in records if name in record.stages]
-        full = next((stage.read() for stage in stages if stage.summary is None), None)
-        if full is None:
-            break
-        pixels.append(widen(full, F64))
-    if ids is None or not pixels:
-        raise UsageError(
-            f"--isolate needs {IDS} and pixel_values in full, and neither {reference.name} nor {other.name} has both: "
-            "record REFERENCE with --mode full"
-        )
-    return Run(model, tuple(pixels), tuple(ids.tolist()))
 
 
 def isolate(run: Run, other: Record, *, precision: str) -> Iterator[StageComparison]:

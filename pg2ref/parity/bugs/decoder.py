@@ -1,5 +1,7 @@
 """Mistakes in the decoder outside attention: norms, rotation, and what becomes of the last hidden state."""
 
+from typing import Any
+
 import numpy as np
 
 from pg2ref.arrays import Array, widen
@@ -41,17 +43,12 @@ def _rotate_neighbours(x_TNH: Array, cos_TR: Array, sin_TR: Array) -> Array:
 
 
 def _positions_from_zero(run: Run) -> Run:
-    ops, text = run.model.ops, run.model.config.text
-    first = np.array([rope.FIRST_POSITION])
-    cos_1R, sin_1R = rope.rotation_table(first, text.head_dim, text.rope_theta, np.dtype(np.float64))
+    table = run.model.ops.rotation_table
 
-    def rotate(x_TNH: Array, cos_TR: Array, sin_TR: Array) -> Array:
-        """Turn by the angles of the position before: all angles less that of the first."""
-        back_cos_TR = (cos_TR * cos_1R + sin_TR * sin_1R).astype(cos_TR.dtype)
-        back_sin_TR = (sin_TR * cos_1R - cos_TR * sin_1R).astype(sin_TR.dtype)
-        return ops.rotate(x_TNH, back_cos_TR, back_sin_TR)
+    def rotation_table(positions_T: Array, *rest: Any) -> tuple[Array, Array]:
+        return table(positions_T - rope.FIRST_POSITION, *rest)
 
-    return with_operations(run, rotate=rotate)
+    return with_operations(run, rotation_table=rotation_table)
 
 
 def _transpose_head(run: Run) -> Run:

@@ -1,11 +1,10 @@
 """What one forward pass depends on, in one record, and the small changes that bugs are made of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from pg2ref.arrays import Array
-from pg2ref.config import Gemma2Config
 from pg2ref.inputs.image import Picture
 from pg2ref.model.paligemma import PaliGemma
 
@@ -57,14 +56,8 @@ def with_operations(run: Run, **operations: Callable[..., Any]) -> Run:
 
 def with_text_fields(run: Run, **changed: Any) -> Run:
     """The same run with other fields in the decoder's config."""
-    return _with_text_config(run, replace(run.model.config.text, **changed))
-
-
-def with_text_property(run: Run, name: str, value: float) -> Run:
-    """The same run where a property of the decoder's config has another value than its fields give."""
-    text = run.model.config.text
-    changed: type[Gemma2Config] = type("ChangedGemma2Config", (type(text),), {name: value})
-    return _with_text_config(run, changed(**{field.name: getattr(text, field.name) for field in fields(text)}))
+    config = run.model.config
+    return run._replace(model=run.model._replace(config=replace(config, text=replace(config.text, **changed))))
 
 
 def with_language_model(run: Run, **changed: Any) -> Run:
@@ -72,7 +65,3 @@ def with_language_model(run: Run, **changed: Any) -> Run:
     params = run.model.params
     changed_params = params._replace(language_model=params.language_model._replace(**changed))
     return run._replace(model=run.model._replace(params=changed_params))
-
-
-def _with_text_config(run: Run, text: Gemma2Config) -> Run:
-    return run._replace(model=run.model._replace(config=replace(run.model.config, text=text)))

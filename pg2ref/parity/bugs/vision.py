@@ -6,7 +6,7 @@ import numpy as np
 
 from pg2ref.arrays import Array, widen
 from pg2ref.model.ops import Affine
-from pg2ref.parity.bugs.run import Bug, Run, with_operations, with_text_property
+from pg2ref.parity.bugs.run import Bug, Run, with_operations
 from pg2ref.quantized import Weight, widen_rows
 
 _erf = np.frompyfunc(erf, 1, 1)
@@ -48,6 +48,11 @@ def _scale_images(run: Run, factor: float) -> Run:
     return run._replace(model=model._replace(params=model.params._replace(multi_modal_projector=scaled)))
 
 
+def _scale_text_twice(run: Run) -> Run:
+    scale = run.model.ops.scale
+    return with_operations(run, scale=lambda x, factor: scale(scale(x, factor), factor))
+
+
 def _sqrt_width(run: Run) -> float:
     return float(run.model.config.text.hidden_size**0.5)
 
@@ -86,13 +91,13 @@ BUGS = (
         "Text embeddings are not multiplied by the square root of the text width.",
         ("merge",),
         ("hellas-ai/catgrad#402",),
-        lambda run: with_text_property(run, "embedding_scale", 1.0),
+        lambda run: with_operations(run, scale=lambda x, factor: x),
     ),
     Bug(
         "text-scaled-twice",
         "Text embeddings are multiplied by the square root of the text width twice.",
         ("merge",),
         ("huggingface/lerobot#3603",),
-        lambda run: with_text_property(run, "embedding_scale", float(run.model.config.text.hidden_size)),
+        _scale_text_twice,
     ),
 )
