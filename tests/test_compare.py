@@ -17,8 +17,9 @@ from pg2ref.parity import assert_trace_close, difference
 from pg2ref.parity.bugs.run import Run, with_operations
 from pg2ref.parity.compare import TOLERANCES, Comparison, compare
 from pg2ref.parity.difference import measure, share_beyond
-from pg2ref.parity.isolate import given_run, isolate
+from pg2ref.parity.isolate import isolate
 from pg2ref.parity.records import Record, Stage, plain_stage
+from pg2ref.parity.replay import run_behind
 from pg2ref.parity.summary import summarize
 from pg2ref.parity.trace_file import IDS, FullWriter
 from pg2ref.recording.noise_floor import noise_floors, run_rounded
@@ -285,7 +286,7 @@ def rounded_record(run: Run, precision: str) -> Record:
 
 def with_isolation(run: Run, reference: Record, other: Record) -> Comparison:
     comparison = compare(reference, other)
-    blocks = isolate(given_run(run.model, reference, other), other, precision=comparison.precision)
+    blocks = isolate(run_behind(run.model, reference, other), other, precision=comparison.precision)
     return dataclasses.replace(comparison, isolated=tuple(blocks))
 
 
@@ -332,7 +333,7 @@ def test_isolation_stops_where_nothing_can_be_computed(right: tuple[Run, Record]
     run, truth = right
     stages = {name: stage.read() for name, stage in truth.stages.items()}
     broken = {**stages, "text/layer_00/out": np.full_like(stages["text/layer_00/out"], np.nan)}
-    found = list(isolate(given_run(run.model, truth, truth), record(broken), precision="f32"))
+    found = list(isolate(run_behind(run.model, truth, truth), record(broken), precision="f32"))
     assert found[-1].stage == "text/layer_00/out"
     assert found[-1].verdict == "not finite"
 
@@ -340,10 +341,8 @@ def test_isolation_stops_where_nothing_can_be_computed(right: tuple[Run, Record]
 def test_isolation_needs_whole_stages(right: tuple[Run, Record]) -> None:
     run, truth = right
     summaries = summarised({name: stage.read() for name, stage in truth.stages.items() if name != IDS})
-    with pytest.raises(UsageError, match="neither summaries nor summaries has both: record REFERENCE"):
-        given_run(run.model, summaries, summaries)
     with pytest.raises(UsageError, match="needs the ends of blocks in full"):
-        list(isolate(given_run(run.model, truth, summaries), summaries, precision="f32"))
+        list(isolate(run_behind(run.model, truth, summaries), summaries, precision="f32"))
 
 
 # For the tests of a port.
