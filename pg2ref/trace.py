@@ -19,6 +19,16 @@ import numpy as np
 from pg2ref.arrays import Array
 from pg2ref.errors import Pg2RefError
 
+BLOCK_ENDS = (
+    "pixel_values",
+    "vision/patch_embeddings",
+    "/out",
+    "vision/post_layernorm",
+    "prefix/embeddings",
+    "text/final_norm",
+    "logits",
+)  # of the names of stages that lie between the blocks of the model
+
 
 class Tap(Protocol):
     """What model code calls at every stage; it must not change the array."""

@@ -66,6 +66,7 @@ FLOORS = {
     "parity.bugs.attention": 7.1,
     "parity.bugs.collection": 7.2,
     "parity.blocks": 7.3,
+    "parity.check": 7.5,
     "parity.isolate": 7.5,
     "parity.diagnose": 7.4,
     "parity.replay": 7.4,

@@ -143,8 +143,9 @@ def print_table(comparison: "Comparison", show_all: bool) -> None:
 
 def chosen(stages: "tuple[StageComparison, ...]") -> "list[StageComparison]":
     """Ends of blocks, and everything that is not close."""
-    ends = ("/out", "norm", "embeddings", "ids", "pixel_values", "logits")
-    return [stage for stage in stages if not stage.is_good or stage.stage.endswith(ends)]
+    from pg2ref.trace import BLOCK_ENDS
+
+    return [stage for stage in stages if not stage.is_good or stage.stage.endswith(("input/ids", *BLOCK_ENDS))]
 
 
 def print_stages(title: str, stages: "tuple[StageComparison, ...] | list[StageComparison]") -> None:

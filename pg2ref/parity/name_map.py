@@ -5,9 +5,11 @@ r"""Maps from another's names and layouts to the stages of trace.py, declared in
     [[array]]
     match = 'model\.layers\.(?P<layer>\d+)\.self_attn\.o_proj'   # a regular expression of the whole name
     stage = "text/layer_{layer:02d}/o_proj"                      # its named groups, whole numbers, filled in
-    squeeze = [0]                # axes of length one that go first: the batch's
-    transpose = [1, 0, 2]        # the order of what is left
-    stacked = "layer"            # the first axis of what is left is this number: an array of each layer
+    axes = 2                # so many are the stage's: those in front of them have length one, and are dropped
+    images = true           # but one in front may count images
+    transpose = [1, 0]      # the order of the axes that are left
+    stacked = "layer"       # the first axis counts layers: an array of each
+    goes_into = "layer"     # the array is what this layer reads, so the stage is of the one before
 
 The first entry whose `match` fits counts, and an array that none fits is left out. An entry without `stage` leaves
 out what it matches.
@@ -15,19 +17,25 @@ out what it matches.
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pg2ref.arrays import Array
 from pg2ref.errors import UsageError
 
 SHIPPED = ("transformers", "big_vision", "mlx")
-FIELDS = {"match": str, "stage": str, "squeeze": list, "transpose": list, "stacked": str}
+FIELDS: Mapping[str, type] = {
+    "match": str,
+    "stage": str,
+    "axes": int,
+    "images": bool,
+    "transpose": list,
+    "stacked": str,
+    "goes_into": str,
+}
 
 
 @dataclass(frozen=True)
@@ -36,9 +44,11 @@ class Entry:
 
     match: re.Pattern[str]
     stage: str | None
-    squeeze: tuple[int, ...]
+    axes: int | None
+    images: bool
     transpose: tuple[int, ...] | None
     stacked: str | None
+    goes_into: str | None
 
 
 @dataclass(frozen=True)
@@ -56,27 +66,43 @@ class NameMap:
         """
         for entry in self.entries:
             if found := entry.match.fullmatch(name):
-                numbers = {group: int(text) for group, text in found.groupdict().items()}
                 if entry.stage is not None:
-                    yield from self._stages(entry, name, numbers, array)
+                    yield from self._stages(entry, name, found, array)
                 return
 
-    def _stages(self, entry: Entry, name: str, numbers: dict[str, int], array: Array) -> Iterator[tuple[str, Array]]:
+    def _stages(self, entry: Entry, name: str, found: re.Match[str], array: Array) -> Iterator[tuple[str, Array]]:
         assert entry.stage is not None
-        try:
-            array = np.squeeze(array, entry.squeeze)
-            if entry.transpose is not None:
-                array = array.transpose(entry.transpose)
-        except ValueError as error:
+        numbers = {}
+        for group, text in found.groupdict().items():
+            if not (text or "").isdecimal():
+                raise UsageError(f"map {self.name}: {group} = {text!r} of {name} is no whole number: correct the match")
+            numbers[group] = int(text)
+        if entry.goes_into is not None:
+            numbers[entry.goes_into] -= 1
+        images = array if entry.images and array.ndim == (entry.axes or 0) + 1 else [array]
+        for index, of_image in enumerate(images):
+            prefix = f"image_{index}/" if index else ""
+            laid_out = self._lay_out(entry, name, of_image)
+            if entry.stacked is None:
+                yield prefix + entry.stage.format(**numbers), laid_out
+                continue
+            for number, one in enumerate(laid_out):
+                yield prefix + entry.stage.format(**numbers, **{entry.stacked: number}), one
+
+    def _lay_out(self, entry: Entry, name: str, array: Array) -> Array:
+        """The axes of the stage, in its order."""
+        extra = array.ndim - entry.axes if entry.axes is not None else 0
+        fits = extra >= 0 and array.shape[:extra] == (1,) * extra
+        if fits and entry.transpose is not None:
+            fits = sorted(entry.transpose) == list(range(array.ndim - extra))
+        if not fits:
+            wanted = f"axes = {entry.axes}" + (f", transpose = {list(entry.transpose)}" if entry.transpose else "")
             raise UsageError(
-                f"map {self.name}: {name} has shape {array.shape}, which does not fit {entry.match.pattern!r} "
-                f"({error}): change its squeeze or transpose"
-            ) from None
-        if entry.stacked is None:
-            yield entry.stage.format(**numbers), array
-            return
-        for number, one in enumerate(array):
-            yield entry.stage.format(**numbers, **{entry.stacked: number}), one
+                f"map {self.name}: {name} has shape {array.shape}, expected one that {wanted} of the entry "
+                f"{entry.match.pattern!r} fit, and a batch of one: change the entry or record one input"
+            )
+        array = array.reshape(array.shape[extra:])
+        return array if entry.transpose is None else array.transpose(entry.transpose)
 
 
 def load_map(name: str) -> NameMap:
@@ -103,25 +129,27 @@ def _entry(name: str, number: int, fields: Any) -> Entry:
     if not isinstance(fields, dict) or not isinstance(fields.get("match"), str):
         raise UsageError(f"{where}: expected at least `match`, a regular expression")
     for field, value in fields.items():
-        kind = FIELDS.get(field)
-        if kind is None or not isinstance(value, kind) or (kind is list and not all(type(i) is int for i in value)):
-            raise UsageError(
-                f"{where}: {field} = {value!r}, expected one of {', '.join(FIELDS)}, lists of whole numbers"
-            )
+        is_known = type(value) is FIELDS.get(field)
+        if not is_known or (isinstance(value, list) and not all(type(axis) is int for axis in value)):
+            kinds = ", ".join(f"{known} ({kind.__name__})" for known, kind in FIELDS.items())
+            raise UsageError(f"{where}: {field} = {value!r}, expected {kinds}")
     try:
         pattern = re.compile(fields["match"])
-        stacked = fields.get("stacked")
-        numbers = dict.fromkeys((*pattern.groupindex, *([stacked] if stacked else [])), 0)
-        fields.get("stage", "").format(**numbers)
+        filled_in = dict.fromkeys([*pattern.groupindex, str(fields.get("stacked"))], 0)
+        fields.get("stage", "").format(**filled_in)
     except re.error as error:
         raise UsageError(f"{where}: match is no regular expression ({error})") from None
     except (KeyError, IndexError, ValueError) as error:
         raise UsageError(f"{where}: stage wants {error}, which match has no group for: add (?P<name>...)") from None
+    if fields.get("goes_into") not in (None, *pattern.groupindex):
+        raise UsageError(f"{where}: goes_into = {fields['goes_into']!r} is no group of match: add (?P<name>...)")
     transpose = fields.get("transpose")
     return Entry(
         match=pattern,
         stage=fields.get("stage"),
-        squeeze=tuple(fields.get("squeeze", ())),
+        axes=fields.get("axes"),
+        images=fields.get("images", False),
         transpose=None if transpose is None else tuple(transpose),
-        stacked=stacked,
+        stacked=fields.get("stacked"),
+        goes_into=fields.get("goes_into"),
     )

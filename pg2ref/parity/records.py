@@ -129,7 +129,7 @@ def read_npy(path: Path) -> Array:
         raise InputError(f"{path}: expected an npy file of numbers, it cannot be read ({error})") from None
 
 
-def rename(path: Path, stored: Stored, facts: Mapping[str, str], name_map: NameMap | None) -> Record:
+def rename(path: Path | str, stored: Stored, facts: Mapping[str, str], name_map: NameMap | None) -> Record:
     """A record of another's arrays under our names."""
     stages: dict[str, Stage] = {}
     for name, array in stored.items():

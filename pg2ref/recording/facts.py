@@ -68,5 +68,5 @@ def _image(image: InputImage, pixel_values_CYX: Array) -> dict[str, Any]:
         "name": Path(image.path).name if image.path else None,
         "sha256": image.sha256,
         "size": list(image.size),
-        "pixel_values_sha256": hashlib.sha256(pixels).hexdigest(),
+        "pixel_values_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
     }

@@ -14,10 +14,9 @@ from pg2ref.errors import Pg2RefError, UsageError
 from pg2ref.inputs.image import ImageSource
 from pg2ref.parity.trace_file import FullWriter, StatsWriter
 from pg2ref.recording.noise_floor import noise_floors
-from pg2ref.trace import Both, Tap, no_tap
+from pg2ref.trace import BLOCK_ENDS, Both, Tap, no_tap
 
 STAGES_A_LAYER, STAGES_ELSEWHERE = 16, 16  # at most
-BLOCK_ENDS = ("/out", "post_layernorm", "prefix/embeddings", "pixel_values", "patch_embeddings", "final_norm", "logits")
 
 
 class Recorded(NamedTuple):
