@@ -15,6 +15,7 @@ from pg2ref.parity.bugs.run import Run, with_operations
 from pg2ref.parity.diagnose import diagnose
 from pg2ref.parity.records import Record, Stage
 from pg2ref.parity.summary import summarize
+from pg2ref.parity.weightless import diagnose_without_model
 
 POINTS: dict[str, Callable[[str], bool]] = {
     "every stage": lambda stage: True,
@@ -108,23 +109,11 @@ def test_bf16_is_clean_in_its_own_precision_and_a_bug_in_it_is_named(truth: Run)
 
 def test_steps_of_decoding_are_rows_of_the_answer(truth: Run) -> None:
     """A window shows behind the prompt alone: the trace of a prompt and some steps is enough to see it."""
-    from pg2ref.model import paligemma
-    from pg2ref.parity.trace_file import IDS
-    from pg2ref.trace import Prefixed, Trace
-
-    def decoded(run: Run) -> Record:
-        trace = Trace()
-        embeddings = paligemma.encode_images(run.model, list(run.pixel_values), tap=trace)
-        cache = run.model.empty_cache(64, len(run.prompt_ids))
-        paligemma.prefill(run.model, embeddings, run.prompt_ids, cache, tap=trace)
-        for number, token_id in enumerate(run.answer_ids, start=1):
-            paligemma.step(run.model, [token_id], [cache], tap=Prefixed(trace, f"step_{number:03d}/"))
-        return museum.record_of({IDS: np.array(run.prompt_ids), **trace.stages})
-
     run = museum.make_run(np.float32)
-    assert diagnose(truth, decoded(run)).is_clean
-    for name in ("window-too-large", "window-too-small", "no-window"):
-        assert diagnose(truth, decoded(BUGS[name].inject(run))).names == (name,)
+    assert diagnose(truth, museum.record_of(museum.stages_in_steps(run))).is_clean
+    for name in ("window-too-large", "window-too-small", "no-window", "cap-after-mask", "rope-interleaved"):
+        stages = museum.stages_in_steps(BUGS[name].inject(run))
+        assert diagnose(truth, museum.record_of(stages)).names == (name,)
 
 
 def test_heads_may_lie_side_by_side(truth: Run) -> None:
@@ -138,3 +127,27 @@ def test_summaries_are_refused(truth: Run) -> None:
     summaries = {name: Stage(a.shape, "f32", lambda: stages["logits"], summarize(a)) for name, a in stages.items()}
     with pytest.raises(UsageError, match="holds no stage in full that can be diagnosed: record it with --mode full"):
         diagnose(truth, Record("other", {}, summaries))
+
+
+OUT_OF_REACH = (  # what lies between two matrices, and what steps do not do: those behind are not there yet
+    "gelu-erf",
+    "head-transposed",
+    "answer-sees-ahead",
+)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_two_traces_alone_name_what_needs_no_matrix(truth: Run, name: str) -> None:
+    """The pixels of another resize cannot be made without the picture, so they are unknown."""
+    found = museum.without_weights(truth, BUGS[name].inject(museum.make_run(np.float32)))
+    assert found == {"no-antialias": ("unknown",)}.get(name, () if name in OUT_OF_REACH else (name,))
+
+
+@pytest.mark.parametrize("name", museum.OTHER_ERRORS)
+def test_two_traces_alone_do_not_guess(truth: Run, name: str) -> None:
+    assert set(museum.without_weights(truth, museum.OTHER_ERRORS[name](museum.make_run(np.float32)))) <= {"unknown"}
+
+
+def test_without_weights_and_facts_nothing_is_said(truth: Run) -> None:
+    record = museum.record_of(museum.stages_of(truth))
+    assert diagnose_without_model(record, record) is None
