@@ -6,16 +6,17 @@ import museum
 import numpy as np
 import pytest
 
-from pg2ref.arrays import Array
+from pg2ref.arrays import Array, widen
 from pg2ref.errors import UsageError
 from pg2ref.model.backend import REFERENCE_BF16
 from pg2ref.parity import diagnose as diagnose_module
 from pg2ref.parity.bugs.collection import BUGS
-from pg2ref.parity.bugs.run import Run, with_operations
+from pg2ref.parity.bugs.run import Run, with_language_model, with_operations
 from pg2ref.parity.diagnose import diagnose
 from pg2ref.parity.records import Record, Stage
 from pg2ref.parity.summary import summarize
 from pg2ref.parity.weightless import diagnose_without_model
+from pg2ref.quantized import quantize_matrix
 
 POINTS: dict[str, Callable[[str], bool]] = {
     "every stage": lambda stage: True,
@@ -94,8 +95,25 @@ def test_many_unknown_blocks_end_the_search(truth: Run) -> None:
 def test_numbers_that_are_not_finite_are_unknown(truth: Run) -> None:
     stages = museum.stages_of(museum.make_run(np.float32))
     stages["text/layer_01/out"][0, 0] = np.nan
-    (cause, *_) = diagnose(truth, museum.record_of(stages)).causes
+    (cause,) = diagnose(truth, museum.record_of(stages)).causes
     assert (cause.stage, cause.error, cause.bug) == ("text/layer_01/out", np.inf, None)
+
+
+def test_a_stage_of_another_width_ends_the_search(truth: Run) -> None:
+    """Nothing can be computed from it; a record with steps like that is no error either."""
+    stages = museum.stages_in_steps(museum.make_run(np.float32))
+    cut = {name: array[..., :-1] if name.endswith("text/layer_01/out") else array for name, array in stages.items()}
+    found = diagnose(truth, museum.record_of(cut))
+    assert found.names == ("unknown",)
+    assert (found.causes[0].stage, found.causes[0].error) == ("text/layer_01/out", np.inf)
+
+
+def test_a_bug_that_cannot_be_injected_is_left_out(truth: Run) -> None:
+    """A quantised head cannot be transposed."""
+    quantized = quantize_matrix(widen(truth.model.params.language_model.lm_head, np.dtype(np.float32)), 8)  # type: ignore[arg-type]
+    run = with_language_model(truth, lm_head=quantized)
+    stages = museum.stages_of(BUGS["missing-final-cap"].inject(run))
+    assert diagnose(run, museum.record_of(stages)).names == ("missing-final-cap",)
 
 
 def test_bf16_is_clean_in_its_own_precision_and_a_bug_in_it_is_named(truth: Run) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pg2ref.arrays import Array, widen
-from pg2ref.errors import UsageError
+from pg2ref.errors import Pg2RefError, UsageError
 from pg2ref.parity.blocks import PREFIX, Block, blocks_of, run_blocks
 from pg2ref.parity.bugs.collection import BUGS
 from pg2ref.parity.bugs.run import Bug, Run
@@ -95,7 +95,8 @@ def diagnose(
         if max(errors.values()) > walk.limit:
             cause, run = walk.explain(run, segments[index:], known, errors)
             causes.append(cause)
-            if [cause.bug for cause in causes].count(None) == MOST_UNKNOWN:
+            cannot_go_on = math.isinf(errors[segment[-1].output]) and segment[-1].kind != "prompt"
+            if cause.bug is None and (cannot_go_on or [cause.bug for cause in causes].count(None) == MOST_UNKNOWN):
                 break
         known = walk.after(run, segment, known)
     return Diagnosis(tuple(causes), len(segments))
@@ -113,7 +114,7 @@ def joined_stages(other: Record) -> dict[str, Array]:
         base = name.partition("/")[2]
         if base.endswith("attention_weights"):
             stages.pop(base, None)
-        elif base in stages:
+        elif base in stages and stages[base].shape[1:] == stage.shape[1:]:
             stages[base] = np.concatenate([stages[base], stage.read()])
     return stages
 
@@ -184,11 +185,13 @@ class Walk:
         A bug has to explain every stage, or the last one alone: libraries cut a block differently inside.
         """
         kinds, output = {block.kind for block in segment}, segment[-1].output
+        candidates = [bug for bug in BUGS.values() if kinds & set(bug.shows_in)]
         limit = max(self.limit, ONE_LEVEL) if segment[-1].kind == "pixels" else self.limit
-        for bug in BUGS.values():
-            if not kinds & set(bug.shows_in):
+        for bug in candidates:
+            try:
+                left = self.errors(bug.inject(run), segment, known)
+            except Pg2RefError:  # there is no such model: a quantised head cannot be read transposed
                 continue
-            left = self.errors(bug.inject(run), segment, known)
             for was, remains in ((max(errors.values()), max(left.values())), (errors[output], left[output])):
                 if remains <= limit and remains * BETTER < was and was > self.limit:
                     yield bug.name, remains
