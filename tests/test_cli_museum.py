@@ -1,6 +1,7 @@
 """`pg2ref break` and the diagnosis of `pg2ref compare`, as they are typed."""
 
 import json
+import re
 from pathlib import Path
 
 import museum
@@ -86,6 +87,17 @@ def test_two_images_and_kernels_go_too(run: Run, small_folder: Path) -> None:
         arguments = (museum.SCENE, museum.SCENE, "--bug", name, "-m", small_folder, "-n", "2", "--json")
         places = json.loads(run("break", *arguments).out)["places"]
         assert all(place["kl"] > 0 for place in places)
+
+
+def test_the_example_of_the_readme_runs(run: Run, small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    lines = re.findall(r"^pg2ref (break .*)$", (root / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        found = run(*(small_folder if word == "build/small" else word for word in line.split()))
+        assert found.code == 0
+        assert "causal-prefix" in found.out
 
 
 @pytest.mark.parametrize(

@@ -146,21 +146,21 @@ class Walk:
 
     def __init__(self, stages: Mapping[str, Array], limit: float) -> None:
         self.stages, self.limit = stages, limit
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of outputs, as the model has them
 
     def errors(self, run: Run, segment: Sequence[Block], known: Mapping[str, Array]) -> dict[str, float]:
         """How far each stage that OTHER has of the segment is from the run's, as NRMSE."""
-        ours = run_blocks(run, segment, known)
-        return {
-            stage: error(stage, ours[stage], self.stages[stage], run)
-            for stage in [*ours, segment[-1].output]
-            if stage in self.stages
-        }
+        ours, output = run_blocks(run, segment, known), segment[-1].output
+        self.shapes[output] = ours[output].shape
+        return {stage: error(stage, ours[stage], self.stages[stage], run) for stage in ours if stage in self.stages}
 
     def after(self, run: Run, segment: Sequence[Block], known: Mapping[str, Array]) -> dict[str, Array]:
         """What later segments may read: OTHER's outputs, and the run's own where OTHER has none."""
         output = segment[-1].output
         given = self.stages[output]
         given = given if given.dtype.kind == "i" else widen(given, run.model.dtype)
+        if given.size == math.prod(self.shapes[output]):
+            given = given.reshape(self.shapes[output])
         if output == PREFIX and len(given) == len(run.prompt_ids):  # steps are recorded without their embeddings
             given = np.concatenate([given, run_blocks(run, segment, known)[PREFIX][len(given) :]])
         return {**known, output: given}

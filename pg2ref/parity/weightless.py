@@ -28,6 +28,7 @@ from pg2ref.parity.difference import F64, measure
 from pg2ref.parity.records import Record
 from pg2ref.parity.replay import run_behind
 from pg2ref.parity.trace_file import IDS
+from pg2ref.quantized import widen_rows
 from pg2ref.trace import Tap
 
 SAME = 2e-6  # an input that is this near to the reference's is the reference's, but for rounding in float32
@@ -48,7 +49,7 @@ def diagnose_without_model(reference: Record, other: Record, *, precision: str =
     run = run_behind(model_behind(reference, stages), reference, other)
     try:
         return diagnose(run, other, precision=precision, blocks=pieces)
-    except UsageError:  # OTHER has nothing in full
+    except (UsageError, ValueError):  # OTHER has nothing in full, or arrays of other shapes than the model's
         return None
 
 
@@ -108,7 +109,7 @@ def pieces_of(reference: Stages, other: Stages) -> Callable[[Run], list[Block]]:
         found = [piece("prompt", IDS, lambda run: np.array(run.prompt_ids, np.int64))]
         found.append(piece("pixels", "pixel_values", lambda run: run.pixel_values[0]))
         last = _last_vision_layer(config.vision)
-        if last in other and last in reference:
+        if last in other and {last, "vision/post_layernorm"} <= reference.keys():
             found.append(piece("vision", "vision/post_layernorm", lambda run: finish(run, theirs(last))))
         if {PREFIX, "projector/out"} <= reference.keys() and "projector/out" in other:
             found.append(piece("merge", PREFIX, lambda run: merge(run, right_ids, reference, other)))
@@ -181,20 +182,17 @@ def merge(run: Run, right_ids: list[int], reference: Stages, other: Stages) -> A
 
     Image rows are the reference's where the projector was given the same, so that a factor behind it shows.
     """
-    model, rows = run.model, {}
-    ids = np.array([*run.prompt_ids, *run.answer_ids])
-    scale = model.config.text.embedding_scale
-    right_TD = widen(reference[PREFIX], F64)
-    for token_id, row_D in zip(right_ids, right_TD, strict=False):
-        rows.setdefault(token_id, row_D / scale)
-    found_TD = np.stack([rows.get(int(token_id), np.full(right_TD.shape[1], np.nan)) for token_id in ids])
+    model, ids = run.model, np.array([*run.prompt_ids, *run.answer_ids])
+    scale, right_TD = model.config.text.embedding_scale, widen(reference[PREFIX], F64)
+    row_of = {token_id: row_D / scale for token_id, row_D in zip(right_ids, right_TD, strict=False)}
+    found_TD = np.stack([row_of.get(int(token_id), np.full(right_TD.shape[1], np.nan)) for token_id in ids])
     found_TD = model.ops.scale(found_TD, scale)
     whose = reference if is_same("vision/post_layernorm", reference, other) else other
     images_ID = widen(whose["projector/out"], F64)
     is_image_T = ids == model.config.image_token_id
     if is_image_T.sum() != len(images_ID):
         return right_TD
-    found_TD[is_image_T] = images_ID * model.params.multi_modal_projector.weight[0, 0]  # type: ignore[index]
+    found_TD[is_image_T] = images_ID * widen_rows(model.params.multi_modal_projector.weight, F64, 0, 1)
     return found_TD
 
 
