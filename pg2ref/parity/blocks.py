@@ -43,12 +43,22 @@ def blocks_of(run: Run) -> list[Block]:
     return [*found, Block("logits", (before,), "logits", _logits(before))]
 
 
-def run_blocks(run: Run, blocks: Sequence[Block], given: Mapping[str, Array]) -> dict[str, Array]:
-    """Every stage of consecutive blocks, the first of which read their inputs from `given`."""
-    known, trace = dict(given), Trace()
+def run_blocks(
+    run: Run,
+    blocks: Sequence[Block],
+    given: Mapping[str, Array],
+    points: Callable[[str], bool] = lambda stage: True,
+) -> dict[str, Array]:
+    """Every stage that `points` chooses of consecutive blocks, the first of which read their inputs from `given`."""
+    known, trace = dict(given), Trace(points)
     for block in blocks:
         known[block.output] = block.compute(run, known, trace)
     return trace.stages
+
+
+def last_rows_alone(block: Block, known: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    """The input of the logits cut to the rows that OTHER has logits of: a row of them is as wide as the vocabulary."""
+    return {name: array[-rows:] if name in block.inputs else array for name, array in known.items()}
 
 
 def _ids(run: Run, known: Mapping[str, Array], tap: Tap) -> Array:
@@ -115,17 +125,17 @@ def _decoder_layer(index: int, before: str) -> Compute:
     def compute(run: Run, known: Mapping[str, Array], tap: Tap) -> Array:
         model, hidden_TD, text = run.model, known[before], run.model.config.text
         cache = model.empty_cache(len(hidden_TD), len(hidden_TD) - len(run.answer_ids))
-        layer, pieces = model.params.language_model.layers[index], []
+        layer, outputs, pieces = model.params.language_model.layers[index], [], []
         for rows in rows_read_together(run, len(hidden_TD)):
             part, read = Trace(tap.wants), hidden_TD[rows]
             attention = gemma2.locate_rows(text, read, [cache], model.window_policy, model.ops)
-            gemma2.decode_layer(layer, text, read, index, attention, model.ops, part)
+            outputs.append(gemma2.decode_layer(layer, text, read, index, attention, model.ops, part))
             cache.advance(len(read))
             pieces.append(part.stages)
         for stage in pieces[0]:
             if len(pieces) == 1 or not stage.endswith("attention_weights"):  # of each step they have another shape
                 tap(stage, np.concatenate([piece[stage] for piece in pieces]))
-        return np.concatenate([piece[f"text/layer_{index:02d}/out"] for piece in pieces])
+        return np.concatenate(outputs)
 
     return compute
 

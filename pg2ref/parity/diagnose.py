@@ -17,7 +17,7 @@ import numpy as np
 
 from pg2ref.arrays import Array, widen
 from pg2ref.errors import Pg2RefError, UsageError
-from pg2ref.parity.blocks import PREFIX, Block, blocks_of, run_blocks
+from pg2ref.parity.blocks import PREFIX, Block, blocks_of, last_rows_alone, run_blocks
 from pg2ref.parity.bugs.collection import BUGS
 from pg2ref.parity.bugs.run import Bug, Run
 from pg2ref.parity.difference import measure
@@ -150,7 +150,10 @@ class Walk:
 
     def errors(self, run: Run, segment: Sequence[Block], known: Mapping[str, Array]) -> dict[str, float]:
         """How far each stage that OTHER has of the segment is from the run's, as NRMSE."""
-        ours, output = run_blocks(run, segment, known), segment[-1].output
+        output = segment[-1].output
+        if segment[0].kind == "logits":
+            known = last_rows_alone(segment[0], known, len(self.stages[output]))
+        ours = run_blocks(run, segment, known, lambda stage: stage in self.stages)  # attention weights are large
         self.shapes[output] = ours[output].shape
         return {stage: error(stage, ours[stage], self.stages[stage], run) for stage in ours if stage in self.stages}
 

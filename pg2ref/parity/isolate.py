@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pg2ref.arrays import Array, widen
 from pg2ref.errors import UsageError
 from pg2ref.model.rounding import F32, transformers_tables
-from pg2ref.parity.blocks import Block, blocks_of, run_blocks
+from pg2ref.parity.blocks import Block, blocks_of, last_rows_alone, run_blocks
 from pg2ref.parity.bugs.run import Run
 from pg2ref.parity.compare import StageComparison, compare_stage
 from pg2ref.parity.difference import measure
@@ -75,8 +75,3 @@ def run_in_order(
             run = run._replace(model=run.model._replace(ops=table))
         found |= run_blocks(run, [block], {**numbers, **found})
     return found
-
-
-def last_rows_alone(block: Block, known: Mapping[str, Array], rows: int) -> dict[str, Array]:
-    """The input of the logits cut to the rows that OTHER has logits of: a row of them is as wide as the vocabulary."""
-    return {name: array[-rows:] if name in block.inputs else array for name, array in known.items()}
