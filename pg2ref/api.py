@@ -22,12 +22,14 @@ from pg2ref.inputs.image import ImageSource, Picture, pixel_values, read_image
 from pg2ref.inputs.prompt import prompt_ids
 from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
 from pg2ref.model.backend import choose_precision, operations
-from pg2ref.model.paligemma import PaliGemma, encode_images, prefill
+from pg2ref.model.paligemma import PaliGemma, encode_images
 from pg2ref.model.vqvae import MaskDecoder
 from pg2ref.outputs.objects import find_objects
 from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token, versions
 from pg2ref.policy import LOC_SCALES, PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
-from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
+from pg2ref.recording.facts import RunFacts
+from pg2ref.recording.run_trace import RunTrace
+from pg2ref.trace import Guard, NotFiniteError, Tap, no_tap
 
 MOST_NEW_TOKENS = 8192
 Computed = TypeVar("Computed")
@@ -207,22 +209,19 @@ class Model:
         prompt: str,
         *,
         points: Callable[[str], bool] = lambda stage: True,
-    ) -> Trace:
-        """Record every stage of reading images and prompt, or those whose name `points` chooses.
+        steps: int = 0,
+    ) -> RunTrace:
+        """Record every stage of reading images and prompt, or those whose name `points` chooses, in memory.
 
-        Attention weights are the large ones: at 896 px 1 GB a vision layer.
+        `steps` more tokens are recorded too, the best each time, or as many as the answer has. `trace.stages` has the
+        arrays, `trace.save` writes them; recording/record.py writes what memory cannot hold. Attention weights are the
+        large ones: at 896 px 1 GB a vision layer.
         """
-        trace = Trace(points)
-        guard = Guard(trace)
-        prepared = self.prepare(images, prompt)
-        length = len(prepared.prompt_ids)
-
-        def run() -> None:
-            embeddings_ID = encode_images(self.numbers, prepared.pixel_values, tap=guard)
-            cache = self.numbers.empty_cache(length, length)
-            prefill(self.numbers, embeddings_ID, prepared.prompt_ids, cache, tap=guard)
-
-        self.compute(run)
+        trace = RunTrace(points)
+        answer = self.stream(images, prompt, max_new_tokens=steps + 1, tap=trace)
+        for _ in answer:
+            pass
+        trace.run = answer.run_facts()
         return trace
 
     def compute(self, computation: Callable[[], Computed]) -> Computed:
@@ -315,6 +314,20 @@ class Answer:
         embeddings_ID = encode_images(self.model.numbers, self.prepared.pixel_values, tap=self._tap)
         self.vision_seconds = time.perf_counter() - started
         return self._tokens(embeddings_ID, self._tap)
+
+    def run_facts(self) -> RunFacts:
+        """What a trace says of the run so far."""
+        model, prepared = self.model, self.prepared
+        return RunFacts(
+            model=model.described,
+            config=model.config,
+            policy=model.policy,
+            images=prepared.images,
+            pixel_values=prepared.pixel_values,
+            prompt=prepared.prompt,
+            prompt_ids=prepared.prompt_ids,
+            answer_ids=[event.token_id for event in self.events],
+        )
 
     def result(self) -> Result:
         """Everything about the answer so far."""

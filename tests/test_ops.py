@@ -31,7 +31,8 @@ BACKENDS: Mapping[str, Ops] = {
 BF16_TABLES = (BACKENDS["numpy bf16"], BACKENDS["numba bf16"])  # those that round what linear and attend read
 DTYPES = {name: (np.float32,) if "numba" in name else (np.float32, np.float64) for name in BACKENDS}
 EPS = 1e-6
-SINGLE = [name for name in Ops._fields if name not in ("linear_each", "to_bf16")]  # one array of the input's type
+SEVERAL = ("linear_each", "to_bf16", "attention_weights", "rotation_table")  # other than one array of the input's type
+SINGLE = [name for name in Ops._fields if name not in SEVERAL]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -493,6 +494,8 @@ def calls(rng: np.random.Generator, dtype: Any) -> dict[str, tuple[list[Any], di
         "soft_cap": ([x_TD, 2.0], {}, (5, 7)),
         "rotate": ([rng.standard_normal((5, 3, 14)).astype(dtype), *table], {}, (5, 3, 14)),
         "attend": (attended, {"scale": 0.5, "logit_cap": 3.0}, (5, 6, 7)),
+        "add": ([x_TD, x_TD[::-1].copy()], {}, (5, 7)),
+        "scale": ([x_TD, 59.87], {}, (5, 7)),
     }
 
 
@@ -518,7 +521,7 @@ def test_a_single_row_is_the_same_as_in_company(ops: Ops, dtype: Any, name: str,
     """Rows do not touch each other; in attention, queries do not."""
     arguments, options, _ = calls(rng, dtype)[name]
     together = getattr(ops, name)(*arguments, **options)
-    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4)}.get(name, (0,))
+    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4), "add": (0, 1)}.get(name, (0,))
     for t in range(5):
         one = [a[t : t + 1] if i in by_row else a for i, a in enumerate(arguments)]
         alone = getattr(ops, name)(*one, **options)
@@ -533,7 +536,7 @@ def test_a_single_row_is_the_same_as_in_company(ops: Ops, dtype: Any, name: str,
 def test_no_rows_give_no_rows(ops: Ops, dtype: Any, name: str, rng: np.random.Generator) -> None:
     """An empty batch is no mistake: the result has the right shape and type, and holds nothing."""
     arguments, options, shape = calls(rng, dtype)[name]
-    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4)}.get(name, (0,))
+    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4), "add": (0, 1)}.get(name, (0,))
     out = getattr(ops, name)(*(a[:0] if i in by_row else a for i, a in enumerate(arguments)), **options)
     assert out.shape == (0, *shape[1:])
     assert out.dtype == dtype

@@ -18,10 +18,9 @@ from pg2ref.checkpoint.manifest import read_manifest
 from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.tensor_table import canonical_name
 from pg2ref.errors import UsageError
-from pg2ref.generation.generate import generate
-from pg2ref.generation.sampling import greedy, log_probabilities
+from pg2ref.generation.given import divergence, scores_of_answer
+from pg2ref.generation.sampling import greedy
 from pg2ref.inputs.image import ImageSource
-from pg2ref.model.paligemma import encode_images
 from pg2ref.quantized import BLOCK_OUTPUTS, QuantizedMatrix, widen_rows
 from pg2ref.trace import Tap, Trace
 
@@ -167,11 +166,11 @@ def compare_answers(
     """Let the source answer, and the other score the same answer; `errors` takes in the stages."""
     prepared = source.prepare(image, prompt)
     trace = Trace(is_reported)
-    answer, expected = scores_of_answer(source, prepared, max_new_tokens, trace)
+    answer, expected = answer_of(source, prepared, max_new_tokens, trace)
     errors.expected = trace.stages
-    _, actual = scores_of_answer(quantized, prepared, len(answer), errors, given=answer)
-    pairs = [(log_probabilities(p), log_probabilities(q)) for p, q in zip(expected, actual, strict=True)]
-    divergences = [float(np.sum(np.exp(p_V) * (p_V - q_V))) for p_V, q_V in pairs]
+    _, actual = answer_of(quantized, prepared, len(answer), errors, given=answer)
+    pairs = list(zip(expected, actual, strict=True))
+    divergences = [divergence(*pair) for pair in pairs]
     agreed = [greedy(p_V) == greedy(q_V) for p_V, q_V in pairs]
     return ScoreError(
         image=str(prepared.images[0].path or "image"),
@@ -182,23 +181,12 @@ def compare_answers(
     )
 
 
-def scores_of_answer(
+def answer_of(
     model: Model, prepared: Prepared, max_new_tokens: int, tap: Tap, given: Sequence[int] | None = None
 ) -> tuple[list[int], list[Array]]:
-    """The greedy answer, or the one that is given, and the logits of each of its places."""
-    logits: list[Array] = []
-
-    def choose(logits_V: Array) -> int:
-        logits.append(logits_V)
-        return greedy(logits_V) if given is None else given[len(logits) - 1]
-
-    def run() -> list[int]:
-        embeddings_ID = encode_images(model.numbers, prepared.pixel_values, tap=tap)
-        ids = prepared.prompt_ids
-        events = generate(model.numbers, embeddings_ID, ids, sampler=choose, max_new_tokens=max_new_tokens, tap=tap)
-        return [event.token_id for event in events]
-
-    return model.compute(run), logits
+    """The scores of an answer; numbers that are not finite become an error that names the tensor."""
+    inputs = prepared.pixel_values, prepared.prompt_ids, max_new_tokens
+    return model.compute(lambda: scores_of_answer(model.numbers, *inputs, given=given, tap=tap))
 
 
 def _matrix_error(original: Array, matrix: QuantizedMatrix) -> tuple[float, float]:

@@ -5,7 +5,6 @@ Model code receives an `Ops` and never asks which one it has.
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from types import ModuleType
 from typing import NamedTuple
 
 from pg2ref.arrays import Array, f32_to_bf16
@@ -18,10 +17,11 @@ Linear = Callable[[Array, Weight, Array | None], Array]
 
 
 class Ops(NamedTuple):
-    """Everything hot. The signatures are those of the reference functions in ops.py and rope.py.
+    """Everything that rounds. The signatures are those of the reference functions in ops.py and rope.py.
 
     Two are made of others, because kernels do them better at once: `linear_each(x_TD, weights, biases)`, several
-    linear layers of the same rows, and `gated_linear(x_TD, gate_FD, up_FD)`, GeGLU (arXiv:2002.05202).
+    linear layers of the same rows, and `gated_linear(x_TD, gate_FD, up_FD)`, GeGLU (arXiv:2002.05202). The last four
+    cost little, and all tables but those of rounding.py have the reference's.
     """
 
     linear: Callable[..., Array]
@@ -34,33 +34,10 @@ class Ops(NamedTuple):
     rotate: Callable[..., Array]
     to_bf16: Callable[[Array], Array]
     attend: Callable[..., Array]
-
-
-def make_table(
-    linear_each: Callable[..., list[Array]],
-    gated_linear: Callable[..., Array],
-    attend: Callable[..., Array],
-    passes: ModuleType,
-    rotate: Callable[..., Array],
-    to_bf16: Callable[[Array], Array],
-) -> Ops:
-    """A table around its products; `passes` holds what goes over each number once."""
-
-    def linear(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
-        return linear_each(x_TD, [weight_OD], [bias_O])[0]
-
-    return Ops(
-        linear=linear,
-        linear_each=linear_each,
-        gated_linear=gated_linear,
-        rms_norm=passes.rms_norm,
-        layer_norm=passes.layer_norm,
-        gelu=passes.gelu,
-        soft_cap=passes.soft_cap,
-        rotate=rotate,
-        to_bf16=to_bf16,
-        attend=attend,
-    )
+    attention_weights: Callable[..., Array]  # for taps: what `attend` weighs the values with
+    rotation_table: Callable[..., tuple[Array, Array]]
+    add: Callable[[Array, Array], Array]
+    scale: Callable[[Array, float], Array]
 
 
 def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
@@ -74,7 +51,22 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
     def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
         return ops.gated_gelu(linear(x_TD, gate_FD, None), linear(x_TD, up_FD, None))
 
-    return make_table(linear_each, gated_linear, attend, ops, rope.rotate, f32_to_bf16)
+    return Ops(
+        linear=linear,
+        linear_each=linear_each,
+        gated_linear=gated_linear,
+        rms_norm=ops.rms_norm,
+        layer_norm=ops.layer_norm,
+        gelu=ops.gelu,
+        soft_cap=ops.soft_cap,
+        rotate=rope.rotate,
+        to_bf16=f32_to_bf16,
+        attend=attend,
+        attention_weights=ops.attention_weights,
+        rotation_table=rope.rotation_table,
+        add=ops.add,
+        scale=ops.scale,
+    )
 
 
 REFERENCE = reference(ops.linear, ops.attend)
@@ -98,7 +90,10 @@ def fast(precision: str) -> Ops:
             return quantized.linear_each(x_TD, weights, biases)
         if len(plain) == len(weights):
             return linear.linear_each(x_TD, plain, biases, is_bf16=is_bf16)
-        return [linear_each(x_TD, [weight], [bias])[0] for weight, bias in zip(weights, biases, strict=True)]
+        return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
+
+    def linear_one(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
+        return linear_each(x_TD, [weight_OD], [bias_O])[0]
 
     def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
         if isinstance(gate_FD, QuantizedMatrix) and isinstance(up_FD, QuantizedMatrix) and gate_FD.bits == up_FD.bits:
@@ -107,8 +102,22 @@ def fast(precision: str) -> Ops:
             return elementwise.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
         return linear.gated_linear(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
 
-    attend = attention.attend_bf16 if is_bf16 else attention.attend
-    return make_table(linear_each, gated_linear, attend, elementwise, elementwise.rotate, stored.rounded)
+    return Ops(
+        linear=linear_one,
+        linear_each=linear_each,
+        gated_linear=gated_linear,
+        rms_norm=elementwise.rms_norm,
+        layer_norm=elementwise.layer_norm,
+        gelu=elementwise.gelu,
+        soft_cap=elementwise.soft_cap,
+        rotate=elementwise.rotate,
+        to_bf16=stored.rounded,
+        attend=attention.attend_bf16 if is_bf16 else attention.attend,
+        attention_weights=ops.attention_weights,
+        rotation_table=rope.rotation_table,
+        add=ops.add,
+        scale=ops.scale,
+    )
 
 
 def operations(backend: str, precision: str = "f32") -> Ops:

@@ -67,16 +67,15 @@ def embed_prefix(
 
     An answer's `<image>` id, should the model choose it, is a token like others.
     """
+    text, config = model.params.language_model, model.config.text
     ids_T = np.asarray(prompt_ids, np.int64)
     is_image_T = ids_T == model.config.image_token_id
     if is_image_T.sum() != len(image_embeddings_ID):
         raise PromptError(f"the prompt has {is_image_T.sum()} image tokens, the images give {len(image_embeddings_ID)}")
     text_ids_T = np.where(is_image_T, 0, ids_T)  # the id of <image> need not have a row of its own
-    embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, text_ids_T, model.dtype)
+    embeddings_TD = gemma2.embed(text, config, text_ids_T, model.dtype, ops=model.ops)
     embeddings_TD[is_image_T] = image_embeddings_ID
-    answer_TD = gemma2.embed(
-        model.params.language_model, model.config.text, np.asarray(answer_ids, np.int64), model.dtype
-    )
+    answer_TD = gemma2.embed(text, config, np.asarray(answer_ids, np.int64), model.dtype, ops=model.ops)
     return np.concatenate([embeddings_TD, answer_TD])
 
 
@@ -99,7 +98,7 @@ def step(model: PaliGemma, token_ids: Sequence[int], caches: Sequence[KVCache], 
     More than TOGETHER go in groups, so that each gets the numbers that it gets alone.
     """
     ids_T = np.asarray(token_ids, np.int64)
-    embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, ids_T, model.dtype)
+    embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, ids_T, model.dtype, ops=model.ops)
     groups = [slice(start, start + TOGETHER) for start in range(0, len(caches), TOGETHER)]
     return np.concatenate([read(model, embeddings_TD[group], caches[group], tap=tap) for group in groups])
 
