@@ -1,5 +1,7 @@
 """A small model and an image as the bug museum changes them, errors of other kinds, and records of what comes out."""
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from pg2ref.model import ops, paligemma
 from pg2ref.parity.bugs.run import Run, with_language_model, with_operations, with_text_fields
 from pg2ref.parity.records import Record, plain_stage
 from pg2ref.parity.trace_file import IDS
+from pg2ref.parity.weightless import diagnose_without_model
 from pg2ref.quantized import widen_rows
-from pg2ref.trace import Trace
+from pg2ref.trace import Prefixed, Trace
 
 SCENE = Path(__file__).parent / "data" / "scene.png"
 BLOCK_ENDS = ("/out", "pixel_values", "patch_embeddings", "post_layernorm", "prefix/embeddings", "logits", IDS)
@@ -39,9 +42,29 @@ def stages_of(run: Run) -> dict[str, Array]:
     return {IDS: np.array(run.prompt_ids), **trace.stages}
 
 
+def stages_in_steps(run: Run) -> dict[str, Array]:
+    """The same, the answer read token by token."""
+    trace = Trace()
+    embeddings_ID = paligemma.encode_images(run.model, list(run.pixel_values), tap=trace)
+    cache = run.model.empty_cache(64, len(run.prompt_ids))
+    paligemma.prefill(run.model, embeddings_ID, run.prompt_ids, cache, tap=trace)
+    for number, token_id in enumerate(run.answer_ids, start=1):
+        paligemma.step(run.model, [token_id], [cache], tap=Prefixed(trace, f"step_{number:03d}/"))
+    return {IDS: np.array(run.prompt_ids), **trace.stages}
+
+
 def record_of(stages: dict[str, Array], points: Callable[[str], bool] = lambda stage: True) -> Record:
     """Stages as they come from a file."""
     return Record("other", {}, {name: plain_stage(array) for name, array in stages.items() if points(name)})
+
+
+def without_weights(truth: Run, broken: Run) -> tuple[str, ...]:
+    """What is named from traces alone, of the prompt and the steps of the answer, in full."""
+    facts = {"config": json.dumps(dataclasses.asdict(truth.model.config)), "answer_ids": json.dumps(truth.answer_ids)}
+    reference = dataclasses.replace(record_of(stages_in_steps(truth)), facts=facts)
+    found = diagnose_without_model(reference, record_of(stages_in_steps(broken)))
+    assert found is not None
+    return found.names
 
 
 def noisy_weight(run: Run) -> Run:

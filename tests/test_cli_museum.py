@@ -144,6 +144,13 @@ def test_compare_has_nothing_to_diagnose_where_all_is_close(run: Run, traces: Pa
     assert "diagnosis" not in found.out
 
 
+def test_compare_names_what_it_can_without_a_model(run: Run, traces: Path) -> None:
+    assert "diagnosis: gqa-tiled" in run("compare", traces / "reference", traces / "gqa").out
+    found = run("compare", traces / "reference", traces / "noise")
+    assert found.code == 1
+    assert "diagnosis: from the two records alone; more can be told with -m MODEL" in found.out
+
+
 def test_compare_sees_how_an_image_was_resized(run: Run, traces: Path, small_folder: Path) -> None:
     arguments = ("compare", traces / "reference", traces / "resized.npz", "-m", small_folder)
     assert "diagnosis: unknown, at pixel_values" in run(*arguments).out

@@ -6,15 +6,17 @@ import museum
 import numpy as np
 import pytest
 
-from pg2ref.arrays import Array
+from pg2ref.arrays import Array, widen
 from pg2ref.errors import UsageError
 from pg2ref.model.backend import REFERENCE_BF16
 from pg2ref.parity import diagnose as diagnose_module
 from pg2ref.parity.bugs.collection import BUGS
-from pg2ref.parity.bugs.run import Run, with_operations
+from pg2ref.parity.bugs.run import Run, with_language_model, with_operations
 from pg2ref.parity.diagnose import diagnose
 from pg2ref.parity.records import Record, Stage
 from pg2ref.parity.summary import summarize
+from pg2ref.parity.weightless import diagnose_without_model
+from pg2ref.quantized import quantize_matrix
 
 POINTS: dict[str, Callable[[str], bool]] = {
     "every stage": lambda stage: True,
@@ -93,8 +95,25 @@ def test_many_unknown_blocks_end_the_search(truth: Run) -> None:
 def test_numbers_that_are_not_finite_are_unknown(truth: Run) -> None:
     stages = museum.stages_of(museum.make_run(np.float32))
     stages["text/layer_01/out"][0, 0] = np.nan
-    (cause, *_) = diagnose(truth, museum.record_of(stages)).causes
+    (cause,) = diagnose(truth, museum.record_of(stages)).causes
     assert (cause.stage, cause.error, cause.bug) == ("text/layer_01/out", np.inf, None)
+
+
+def test_a_stage_of_another_width_ends_the_search(truth: Run) -> None:
+    """Nothing can be computed from it; a record with steps like that is no error either."""
+    stages = museum.stages_in_steps(museum.make_run(np.float32))
+    cut = {name: array[..., :-1] if name.endswith("text/layer_01/out") else array for name, array in stages.items()}
+    found = diagnose(truth, museum.record_of(cut))
+    assert found.names == ("unknown",)
+    assert (found.causes[0].stage, found.causes[0].error) == ("text/layer_01/out", np.inf)
+
+
+def test_a_bug_that_cannot_be_injected_is_left_out(truth: Run) -> None:
+    """A quantised head cannot be transposed."""
+    quantized = quantize_matrix(widen(truth.model.params.language_model.lm_head, np.dtype(np.float32)), 8)  # type: ignore[arg-type]
+    run = with_language_model(truth, lm_head=quantized)
+    stages = museum.stages_of(BUGS["missing-final-cap"].inject(run))
+    assert diagnose(run, museum.record_of(stages)).names == ("missing-final-cap",)
 
 
 def test_bf16_is_clean_in_its_own_precision_and_a_bug_in_it_is_named(truth: Run) -> None:
@@ -108,23 +127,11 @@ def test_bf16_is_clean_in_its_own_precision_and_a_bug_in_it_is_named(truth: Run)
 
 def test_steps_of_decoding_are_rows_of_the_answer(truth: Run) -> None:
     """A window shows behind the prompt alone: the trace of a prompt and some steps is enough to see it."""
-    from pg2ref.model import paligemma
-    from pg2ref.parity.trace_file import IDS
-    from pg2ref.trace import Prefixed, Trace
-
-    def decoded(run: Run) -> Record:
-        trace = Trace()
-        embeddings = paligemma.encode_images(run.model, list(run.pixel_values), tap=trace)
-        cache = run.model.empty_cache(64, len(run.prompt_ids))
-        paligemma.prefill(run.model, embeddings, run.prompt_ids, cache, tap=trace)
-        for number, token_id in enumerate(run.answer_ids, start=1):
-            paligemma.step(run.model, [token_id], [cache], tap=Prefixed(trace, f"step_{number:03d}/"))
-        return museum.record_of({IDS: np.array(run.prompt_ids), **trace.stages})
-
     run = museum.make_run(np.float32)
-    assert diagnose(truth, decoded(run)).is_clean
-    for name in ("window-too-large", "window-too-small", "no-window"):
-        assert diagnose(truth, decoded(BUGS[name].inject(run))).names == (name,)
+    assert diagnose(truth, museum.record_of(museum.stages_in_steps(run))).is_clean
+    for name in ("window-too-large", "window-too-small", "no-window", "cap-after-mask", "rope-interleaved"):
+        stages = museum.stages_in_steps(BUGS[name].inject(run))
+        assert diagnose(truth, museum.record_of(stages)).names == (name,)
 
 
 def test_heads_may_lie_side_by_side(truth: Run) -> None:
@@ -138,3 +145,27 @@ def test_summaries_are_refused(truth: Run) -> None:
     summaries = {name: Stage(a.shape, "f32", lambda: stages["logits"], summarize(a)) for name, a in stages.items()}
     with pytest.raises(UsageError, match="holds no stage in full that can be diagnosed: record it with --mode full"):
         diagnose(truth, Record("other", {}, summaries))
+
+
+OUT_OF_REACH = (  # what lies between two matrices, and what steps do not do: those behind are not there yet
+    "gelu-erf",
+    "head-transposed",
+    "answer-sees-ahead",
+)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_two_traces_alone_name_what_needs_no_matrix(truth: Run, name: str) -> None:
+    """The pixels of another resize cannot be made without the picture, so they are unknown."""
+    found = museum.without_weights(truth, BUGS[name].inject(museum.make_run(np.float32)))
+    assert found == {"no-antialias": ("unknown",)}.get(name, () if name in OUT_OF_REACH else (name,))
+
+
+@pytest.mark.parametrize("name", museum.OTHER_ERRORS)
+def test_two_traces_alone_do_not_guess(truth: Run, name: str) -> None:
+    assert set(museum.without_weights(truth, museum.OTHER_ERRORS[name](museum.make_run(np.float32)))) <= {"unknown"}
+
+
+def test_without_weights_and_facts_nothing_is_said(truth: Run) -> None:
+    record = museum.record_of(museum.stages_of(truth))
+    assert diagnose_without_model(record, record) is None

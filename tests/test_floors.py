@@ -70,6 +70,7 @@ FLOORS = {
     "parity.isolate": 7.5,
     "parity.diagnose": 7.4,
     "parity.replay": 7.4,
+    "parity.weightless": 7.5,
     "parity.effect": 8.1,
     "recording.facts": 7.4,
     "recording.run_trace": 7.5,

@@ -48,6 +48,7 @@ def outcomes(truth: Run, inject: Callable[[Run], Run], bug: str | None) -> Itera
     """A cell for each column; errors of another kind are not patched into Transformers."""
     stages = museum.stages_of(inject(museum.make_run(np.float32)))
     yield from (named(truth, stages, points) for points in POINTS.values())
+    yield ", ".join(dict.fromkeys(museum.without_weights(truth, inject(museum.make_run(np.float32))))) or "clean"
     for precision, dtype in PRECISIONS.items():
         if bug is None:
             yield ""
@@ -60,7 +61,11 @@ def outcomes(truth: Run, inject: Callable[[Run], Run], bug: str | None) -> Itera
 def confusion_table() -> Iterator[str]:
     """Markdown; a cell that names the injected bug and nothing else is a tick."""
     truth = museum.make_run()
-    columns = [*POINTS, *(f"Transformers {transformers.__version__} {precision}" for precision in PRECISIONS)]
+    columns = [
+        *POINTS,
+        "without weights",
+        *(f"Transformers {transformers.__version__} {precision}" for precision in PRECISIONS),
+    ]
     yield f"| injected | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
     right = [0] * len(columns)

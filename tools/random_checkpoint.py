@@ -13,7 +13,7 @@ keyed by the seed and its name: the same values whatever the shards.
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,11 @@ def write_checkpoint(
     tokenizer: bool = True,
     to: str | None = None,
     vision: str = "bf16",
+    numbers: Callable[[str, tuple[int, ...], int], Iterator[Array]] = random_numbers,
 ) -> None:
     """Write config, weights, preprocessor and, where asked, a tokenizer of the model's vocabulary.
 
-    `to` and `vision` as in checkpoint/quantize.py; without `to` all weights are bf16.
+    `to` and `vision` as in checkpoint/quantize.py; without `to` all weights are bf16. `numbers` draws plain ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = parse_config(config_json)
@@ -163,7 +164,7 @@ def write_checkpoint(
 
     def parts(name: str) -> Iterator[tuple[str, Array]]:
         if plans[name].bits is None:
-            return ((name, bits) for bits in random_numbers(name, shapes[name], seed))
+            return ((name, bits) for bits in numbers(name, shapes[name], seed))
         return random_matrix(name, shapes[name], plans[name], seed)
 
     write_shards(folder, {name: plan.stored for name, plan in plans.items()}, parts, max_shard_bytes)

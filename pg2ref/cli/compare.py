@@ -70,9 +70,10 @@ def command(
     or safetensors files. A stage is close where its error is no more than a small multiple of the noise floor, that is
     of what rounding alone does there.
 
-    With -m MODEL, the checkpoint of REFERENCE, what diverges is diagnosed: each mistake that `pg2ref break --list`
-    knows is tried on the first block that differs, and the one that reproduces OTHER's numbers is named. --isolate
-    shows the error that each block introduces, apart from what it was given.
+    What diverges is diagnosed: each mistake that `pg2ref break --list` knows is tried on the first block that differs,
+    and the one that reproduces OTHER's numbers is named. With -m MODEL, the checkpoint of REFERENCE, that is every
+    block; from two records in full, what needs no matrix. --isolate shows the error that each block introduces, apart
+    from what it was given.
 
     Exits with 0 where all stages are close, 1 where one diverges, 2 where they cannot be compared.
 
@@ -110,13 +111,17 @@ def command(
                 comparison = replace(comparison, isolated=tuple(blocks))
             if not comparison.is_close:
                 diagnosis = diagnose(run, found, precision=comparison.precision)
+        elif not comparison.is_close:
+            from pg2ref.parity.weightless import diagnose_without_model
+
+            diagnosis = diagnose_without_model(expected, found, precision=comparison.precision)
     if as_json:
         diagnosed = {"diagnosis": diagnosis.to_dict()} if diagnosis else {}
         click.echo(json.dumps({"schema": SCHEMA, **comparison.to_dict(), **diagnosed}))
     else:
         print_table(comparison, show_all)
         if diagnosis:
-            print_diagnosis(diagnosis)
+            print_diagnosis(diagnosis, with_model=name is not None)
     sys.exit(0 if comparison.is_close else DIVERGES)
 
 
@@ -162,12 +167,14 @@ def print_stages(title: str, stages: "tuple[StageComparison, ...] | list[StageCo
         )
 
 
-def print_diagnosis(diagnosis: "Diagnosis") -> None:
+def print_diagnosis(diagnosis: "Diagnosis", *, with_model: bool) -> None:
     """A few lines a cause."""
     from pg2ref.parity.bugs.collection import BUGS
 
-    if diagnosis.is_clean:
+    if diagnosis.is_clean and with_model:
         click.echo("diagnosis: no block makes an error beyond rounding; together they may, in a long run")
+    if None in [cause.bug for cause in diagnosis.causes] + [None] * diagnosis.is_clean and not with_model:
+        click.echo("diagnosis: from the two records alone; more can be told with -m MODEL")
     for cause in diagnosis.causes:
         where = f"{cause.stage}, error {cause.error:.2g}"
         if cause.bug is None:

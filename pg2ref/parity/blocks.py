@@ -115,11 +115,25 @@ def _decoder_layer(index: int, before: str) -> Compute:
     def compute(run: Run, known: Mapping[str, Array], tap: Tap) -> Array:
         model, hidden_TD, text = run.model, known[before], run.model.config.text
         cache = model.empty_cache(len(hidden_TD), len(hidden_TD) - len(run.answer_ids))
-        attention = gemma2.locate_rows(text, hidden_TD, [cache], model.window_policy, model.ops)
-        layer = model.params.language_model.layers[index]
-        return gemma2.decode_layer(layer, text, hidden_TD, index, attention, model.ops, tap)
+        layer, pieces = model.params.language_model.layers[index], []
+        for rows in rows_read_together(run, len(hidden_TD)):
+            part, read = Trace(tap.wants), hidden_TD[rows]
+            attention = gemma2.locate_rows(text, read, [cache], model.window_policy, model.ops)
+            gemma2.decode_layer(layer, text, read, index, attention, model.ops, part)
+            cache.advance(len(read))
+            pieces.append(part.stages)
+        for stage in pieces[0]:
+            if len(pieces) == 1 or not stage.endswith("attention_weights"):  # of each step they have another shape
+                tap(stage, np.concatenate([piece[stage] for piece in pieces]))
+        return np.concatenate([piece[f"text/layer_{index:02d}/out"] for piece in pieces])
 
     return compute
+
+
+def rows_read_together(run: Run, num_rows: int) -> list[slice]:
+    """All of them, or the prompt and then row by row: a leak through the mask shows only where keys are."""
+    prompt_rows = num_rows - len(run.answer_ids) if run.in_steps else num_rows
+    return [slice(0, prompt_rows), *(slice(row, row + 1) for row in range(prompt_rows, num_rows))]
 
 
 def _logits(before: str) -> Compute:

@@ -8,15 +8,15 @@ next. Then the walk goes on with the named bug injected, which finds the second 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from pg2ref.arrays import Array
-from pg2ref.errors import UsageError
+from pg2ref.arrays import Array, widen
+from pg2ref.errors import Pg2RefError, UsageError
 from pg2ref.parity.blocks import PREFIX, Block, blocks_of, run_blocks
 from pg2ref.parity.bugs.collection import BUGS
 from pg2ref.parity.bugs.run import Bug, Run
@@ -66,7 +66,9 @@ class Diagnosis:
         return asdict(self)
 
 
-def diagnose(run: Run, other: Record, *, precision: str = "f32") -> Diagnosis:
+def diagnose(
+    run: Run, other: Record, *, precision: str = "f32", blocks: Callable[[Run], list[Block]] = blocks_of
+) -> Diagnosis:
     """Compare a record with the right model, block by block, and name what explains each divergence.
 
     Args:
@@ -74,13 +76,15 @@ def diagnose(run: Run, other: Record, *, precision: str = "f32") -> Diagnosis:
         other: a record in full; the more stages it has, the sharper the diagnosis. Stages of decoding steps are taken
             for rows of the answer; of the run's `answer_ids` as many count as OTHER has read.
         precision: OTHER's, a key of ROUNDING.
+        blocks: how the pass is cut: those of blocks.py, or of weightless.py.
 
     Raises:
         UsageError: OTHER holds summaries alone, or has no stage of the model's.
     """
     stages = joined_stages(other)
-    run = run._replace(answer_ids=run.answer_ids[: answer_rows(run, other, stages)])
-    segments = segments_of(blocks_of(run), stages)
+    in_steps = any(name.startswith("step_") for name in other.stages)
+    run = run._replace(answer_ids=run.answer_ids[: answer_rows(run, other, stages)], in_steps=in_steps)
+    segments = segments_of(blocks(run), stages)
     if not segments:
         raise UsageError(f"{other.name} holds no stage in full that can be diagnosed: record it with --mode full")
     walk = Walk(stages, ROUNDING[precision])
@@ -91,7 +95,8 @@ def diagnose(run: Run, other: Record, *, precision: str = "f32") -> Diagnosis:
         if max(errors.values()) > walk.limit:
             cause, run = walk.explain(run, segments[index:], known, errors)
             causes.append(cause)
-            if [cause.bug for cause in causes].count(None) == MOST_UNKNOWN:
+            cannot_go_on = math.isinf(errors[segment[-1].output]) and segment[-1].kind != "prompt"
+            if cause.bug is None and (cannot_go_on or [cause.bug for cause in causes].count(None) == MOST_UNKNOWN):
                 break
         known = walk.after(run, segment, known)
     return Diagnosis(tuple(causes), len(segments))
@@ -109,7 +114,7 @@ def joined_stages(other: Record) -> dict[str, Array]:
         base = name.partition("/")[2]
         if base.endswith("attention_weights"):
             stages.pop(base, None)
-        elif base in stages:
+        elif base in stages and stages[base].shape[1:] == stage.shape[1:]:
             stages[base] = np.concatenate([stages[base], stage.read()])
     return stages
 
@@ -155,9 +160,10 @@ class Walk:
         """What later segments may read: OTHER's outputs, and the run's own where OTHER has none."""
         output = segment[-1].output
         given = self.stages[output]
+        given = given if given.dtype.kind == "i" else widen(given, run.model.dtype)
         if output == PREFIX and len(given) == len(run.prompt_ids):  # steps are recorded without their embeddings
             given = np.concatenate([given, run_blocks(run, segment, known)[PREFIX][len(given) :]])
-        return {**known, output: given.astype(run.model.dtype)}
+        return {**known, output: given}
 
     def explain(
         self, run: Run, segments: Sequence[Sequence[Block]], known: Mapping[str, Array], errors: Mapping[str, float]
@@ -179,11 +185,13 @@ class Walk:
         A bug has to explain every stage, or the last one alone: libraries cut a block differently inside.
         """
         kinds, output = {block.kind for block in segment}, segment[-1].output
+        candidates = [bug for bug in BUGS.values() if kinds & set(bug.shows_in)]
         limit = max(self.limit, ONE_LEVEL) if segment[-1].kind == "pixels" else self.limit
-        for bug in BUGS.values():
-            if not kinds & set(bug.shows_in):
+        for bug in candidates:
+            try:
+                left = self.errors(bug.inject(run), segment, known)
+            except Pg2RefError:  # there is no such model: a quantised head cannot be read transposed
                 continue
-            left = self.errors(bug.inject(run), segment, known)
             for was, remains in ((max(errors.values()), max(left.values())), (errors[output], left[output])):
                 if remains <= limit and remains * BETTER < was and was > self.limit:
                     yield bug.name, remains

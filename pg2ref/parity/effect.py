@@ -12,7 +12,7 @@ from pg2ref.generation.sampling import probabilities
 from pg2ref.inputs.image import ImageSource, read_image
 from pg2ref.parity.bugs.run import Bug, Run
 from pg2ref.parity.difference import measure
-from pg2ref.trace import Trace
+from pg2ref.trace import Tap, Trace, no_tap
 
 BEST = 5  # tokens shown of each place
 
@@ -64,9 +64,9 @@ def effect_of(bug: Bug, run: Run, max_new_tokens: int) -> Effect:
     """Let both answer, and the broken one score the right one's answer too."""
     broken, traces = bug.inject(run), (Trace(is_compared), Trace(is_compared))
     with np.errstate(all="ignore"):  # a bug may well make numbers overflow
-        answer, right = scores_of_answer(*_inputs(run), max_new_tokens, tap=traces[0])
-        _, given = scores_of_answer(*_inputs(broken), len(answer), given=answer, tap=traces[1])
-        broken_ids, _ = scores_of_answer(*_inputs(broken), max_new_tokens)
+        answer, right = answer_of(run, max_new_tokens, tap=traces[0])
+        _, given = answer_of(broken, len(answer), given=answer, tap=traces[1])
+        broken_ids, _ = answer_of(broken, max_new_tokens)
     places = tuple(compare_place(*pair) for pair in zip(right, given, strict=True))
     return Effect(tuple(answer), tuple(broken_ids), places, first_change(traces[0], traces[1]))
 
@@ -100,5 +100,8 @@ def best(logits_V: Array) -> tuple[Candidate, ...]:
     return tuple(Candidate(int(i), float(probability_V[i])) for i in np.argsort(-probability_V, kind="stable")[:BEST])
 
 
-def _inputs(run: Run) -> tuple[object, ...]:
-    return run.model, run.pixel_values, run.prompt_ids
+def answer_of(
+    run: Run, max_new_tokens: int, *, given: Sequence[int] | None = None, tap: Tap = no_tap
+) -> tuple[list[int], list[Array]]:
+    """The answer, and the scores of each place of it."""
+    return scores_of_answer(run.model, run.pixel_values, run.prompt_ids, max_new_tokens, given=given, tap=tap)

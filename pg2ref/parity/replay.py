@@ -48,7 +48,8 @@ def run_behind(model: PaliGemma, reference: Record, other: Record, pictures: Seq
             "record REFERENCE with --mode full, or name the images with --image"
         )
     model = model._replace(window_policy=policy["window"])
-    return Run(model, tuple(pixels), tuple(ids.tolist()), _answer_ids(other) or _answer_ids(reference), tuple(pictures))
+    answer_ids = _answer_ids(other) or _answer_ids(reference)
+    return Run(model, tuple(pixels), tuple(ids.tolist()), answer_ids, pictures=tuple(pictures))
 
 
 def _fact(record: Record, name: str) -> Any:

@@ -22,6 +22,7 @@ class Run(NamedTuple):
     pixel_values: tuple[Array, ...]  # pixel_values_CYX of each image
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...] = ()
+    in_steps: bool = False  # the answer is read token by token
     pictures: tuple[Picture, ...] = ()
 
 
