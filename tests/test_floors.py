@@ -18,6 +18,7 @@ FLOORS = {
     "trace": 1.1,
     "checkpoint.safetensors_file": 2.0,
     "checkpoint.preprocessor": 2.0,
+    "checkpoint.npy_header": 2.0,
     "checkpoint.shards": 2.1,
     "checkpoint.locate": 2.2,
     "checkpoint.safetensors_writer": 2.2,

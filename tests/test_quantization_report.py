@@ -103,5 +103,7 @@ def test_a_source_that_lacks_a_tensor(small_folder: Path, pair: tuple[Model, Mod
     source = load_checkpoint(small_folder)
     (name,) = [name for name in source.tensors if name.endswith("embed_tokens.weight")]
     without = source._replace(tensors={key: tensor for key, tensor in source.tensors.items() if key != name})
-    with pytest.raises(CheckpointError, match=f"has no {name}, which the quantised .*: name the checkpoint it was made"):
+    with pytest.raises(
+        CheckpointError, match=f"has no {name}, which the quantised .*: name the checkpoint it was made"
+    ):
         list(weight_errors(without, pair[1].checkpoint))

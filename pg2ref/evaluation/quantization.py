@@ -156,8 +156,8 @@ def weight_errors(
         canonical = canonical_name(name)
         if canonical not in originals:
             raise CheckpointError(
-                f"{source.folder} has no {name}, which the quantised {quantized.folder} has: name the checkpoint it was "
-                "made from"
+                f"{source.folder} has no {name}, which the quantised {quantized.folder} has: name the checkpoint it "
+                "was made from"
             )
         if isinstance(matrix, QuantizedMatrix):
             squares = _matrix_error(originals[canonical], matrix)
