@@ -22,6 +22,7 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "tokenize": "pg2ref.cli.tokenize",
     "bench": "pg2ref.cli.bench",
     "quantize": "pg2ref.cli.quantize",
+    "download": "pg2ref.cli.download",
 }
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE: whoever read our output has closed it
