@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zipfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -97,21 +98,26 @@ def rebuilt(rng: Rng) -> bytes:
         else:
             changed.insert(at, (name, content))
     packing = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    return archive_of(changed, packing)
+
+
+def archive_of(named: Iterable[tuple[str, bytes]], packing: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip file of these members."""
     archive = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(archive, "w", packing) as file:
         warnings.simplefilter("ignore")  # doubled names are meant
-        for name, content in changed:
+        for name, content in named:
             file.writestr(name, content)
     return archive.getvalue()
 
 
 def bomb(rng: Rng) -> bytes:
     """A member that unpacks to far more than its shape."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members().items():
-            file.writestr(name, content + bytes(rng.choice((1 << 20, 1 << 26))) if "embedding" in name else content)
-    return archive.getvalue()
+    named = members().items()
+    padded = (
+        (name, content + bytes(rng.choice((1 << 20, 1 << 26)) if "embedding" in name else 0)) for name, content in named
+    )
+    return archive_of(padded, zipfile.ZIP_DEFLATED)
 
 
 def make_archive(rng: Rng) -> bytes:
