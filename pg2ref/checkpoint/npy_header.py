@@ -8,7 +8,7 @@ Python literal `{'descr': '<f4', 'fortran_order': False, 'shape': (128, 5), }`, 
 """
 
 import ast
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from pg2ref.errors import CheckpointError, brief
 
@@ -24,7 +24,7 @@ class NpyHeader(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_npy_header(stream: BinaryIO, at: str) -> NpyHeader:
+def read_npy_header(stream: IO[bytes], at: str) -> NpyHeader:
     """Read to where the numbers begin; `at` says in messages which array this is.
 
     Raises:
