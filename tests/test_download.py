@@ -370,6 +370,13 @@ def test_a_disk_without_room(download: Download, cache: Path, monkeypatch: pytes
     assert not list(cache.rglob("config.json"))
 
 
+def test_a_cache_that_is_no_folder(download: Download, cache: Path) -> None:
+    cache.write_text("")
+    ran = download()
+    assert (ran.code, ran.out) == (1, "")
+    assert f"{cache}: cannot be written (File exists)" in ran.err
+
+
 def test_a_disk_that_fills_up(download: Download, hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has come is kept, and gone on with."""
     written = []

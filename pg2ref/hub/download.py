@@ -24,7 +24,7 @@ WANTED = re.compile(r"[\w-][\w.-]*\.(json|model|safetensors|npz)|LICENSE[\w.-]*|
 WEIGHTS = (".safetensors", ".npz")
 SHA256, GIT_BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 PIECE = 1 << 22
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 DOWNLOADING, CHECKING = "downloading", "checking"
 
 OnBytes = Callable[[str, int], None]
@@ -100,12 +100,10 @@ def fetch(listing: Listing, on_bytes: OnBytes = lambda phase, count: None) -> Pa
         ModelNotAvailableError: a file may not be read, does not come, or is not what the Hub says it is.
         Pg2RefError: the disk has no room, or may not be written.
     """
-    _check_room(listing)
     with _hub_errors(listing.name), _quiet_hub():
-        if (
-            commit_of(listing.repository, listing.name.revision) is None
-        ):  # a first one, however far it comes, has a name
-            _point_reference(listing)
+        _check_room(listing)
+        if commit_of(listing.repository, listing.name.revision) is None:
+            _point_reference(listing)  # so that a first download can be told shard by shard, however far it comes
         for file in listing.files:
             _fetch_file(listing, file, on_bytes)
         _point_reference(listing)

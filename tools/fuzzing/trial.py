@@ -96,8 +96,13 @@ def run_trials(target: Target, seed: int, indices: range, folder: Path, tally: T
         tally.tried += 1
         tally.outcomes[outcome.split(":")[0]] += 1
         tally.messages.add(VARYING.sub("#", outcome)[:80])
-        for left in folder.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        empty(folder)
+
+
+def empty(folder: Path) -> None:
+    """Remove what an input left."""
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def fault(index: int, what: str, where: str, content: bytes) -> dict[str, Any]:
