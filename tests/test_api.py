@@ -216,7 +216,7 @@ def test_choices_that_do_not_exist(small_folder: Path, options: dict[str, Any], 
 
 def test_load_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelNotAvailableError, match="hf download org/name"):
+    with pytest.raises(ModelNotAvailableError, match="pg2ref download org/name"):
         pg2ref.load("org/name")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         pg2ref.load(tmp_path)

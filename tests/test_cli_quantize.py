@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     command = [*PG2REF, "quantize", "-m", str(source), "-o", str(out), "--to", "int4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 30
-    while not list(tmp_path.glob(".out.*.part/*.part")):
+    while not list(tmp_path.glob(".out.*.part/out/*.part")):
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.005)

@@ -25,6 +25,8 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "bench": "pg2ref.cli.bench",
     "quantize": "pg2ref.cli.quantize",
     "break": "pg2ref.cli.museum",
+    "download": "pg2ref.cli.download",
+    "doctor": "pg2ref.cli.doctor",
 }
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE: whoever read our output has closed it

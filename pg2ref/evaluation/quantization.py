@@ -17,7 +17,7 @@ from pg2ref.checkpoint.locate import locate
 from pg2ref.checkpoint.manifest import read_manifest
 from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.tensor_table import canonical_name
-from pg2ref.errors import UsageError
+from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.generation.given import divergence, scores_of_answer
 from pg2ref.generation.sampling import greedy
 from pg2ref.inputs.image import ImageSource
@@ -144,11 +144,20 @@ def report(
 def weight_errors(
     source: Checkpoint, quantized: Checkpoint, on_bytes: Callable[[int], None] = lambda count: None
 ) -> Iterator[WeightError]:
-    """The error of each kind of quantised matrix, every weight counted."""
+    """The error of each kind of quantised matrix, every weight counted.
+
+    Raises:
+        CheckpointError: the quantised checkpoint has a tensor that the source lacks.
+    """
     originals = {canonical_name(name): tensor for name, tensor in source.tensors.items()}
     kinds: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for name, matrix in quantized.weights.items():
         canonical = canonical_name(name)
+        if canonical not in originals:
+            raise CheckpointError(
+                f"{source.folder} has no {name}, which the quantised {quantized.folder} has: name the checkpoint it "
+                "was made from"
+            )
         if isinstance(matrix, QuantizedMatrix):
             squares = _matrix_error(originals[canonical], matrix)
             kinds.setdefault((_kind(canonical), matrix.bits), []).append(squares)

@@ -23,7 +23,8 @@ from pg2ref.policy import RESIZE_POLICIES
 Picture: TypeAlias = Image.Image
 ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | Array
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 2 GB while an image with alpha is read
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses
+STRIP_PIXELS = 1 << 22  # converted at a time
 MAX_SIDE_PX = 65_535  # as JPEG; resizing goes through image_size * side pixels, however thin the image
 MAX_FILE_BYTES = 2**30
 URL_STARTS = ("http:/", "https:/")  # one slash: pathlib drops the other
@@ -123,7 +124,8 @@ def read_image(source: ImageSource) -> Image.Image:
     - A file with several images gives its first, a PIL image its current one.
 
     Files are read from their start, at most `MAX_FILE_BYTES`; the caller's stay open. Images of more than
-    `MAX_PIXELS`, or with a side above `MAX_SIDE_PX`, are refused from their header. Any thread may call this.
+    `MAX_PIXELS`, or with a side above `MAX_SIDE_PX`, are refused from their header. Any thread may call this. Memory:
+    the file, 8 bytes a pixel, 4 more where EXIF turns the picture, and what the format's decoder takes for itself.
 
     Raises:
         InputError: there is no image, it is damaged, or it is too large.
@@ -231,28 +233,54 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A new RGB image, made strip by strip: what lies between the two never takes the room of a whole picture."""
     if image.mode[0] in "IF":
-        return Image.fromarray(_grey_levels(image, name)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    if image.mode in ("P", "PA"):
-        image = image.copy()  # Pillow writes the transparency into the palette it converts
-    rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
+        _check_levels(image, name)
+    rgb = Image.new("RGB", image.size)
+    for strip, top in _strips(image):
+        rgb.paste(_strip_to_rgb(strip), (0, top))
+    return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Copies of some rows at a time, with the row that each begins at."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))), top
+
+
+def _strip_to_rgb(strip: Image.Image) -> Image.Image:
+    if strip.mode[0] in "IF":
+        return Image.fromarray(_grey_levels(strip)).convert("RGB")
+    if not strip.has_transparency_data:
+        return strip.convert("RGB")
+    rgba = strip.convert("LA").convert("RGBA") if strip.mode == "La" else strip.convert("RGBA")
+    white = Image.new("RGBA", strip.size, "white")
     white.alpha_composite(rgba)
     return white.convert("RGB")
 
 
-def _grey_levels(image: Image.Image, name: str) -> Array:
-    """Modes I;16, I and F as uint8: see `read_image`. A 16-bit PNG may name one value as transparent."""
-    values_YX = np.asarray(image)
-    if image.mode != "F":
-        values_YX = values_YX.astype(np.int32)  # not Pillow's conversion: before 13 that of I;16N saturates
+def _values(strip: Image.Image) -> Array:
+    """The numbers of modes I;16, I and F."""
+    values_YX = np.asarray(strip)
+    return values_YX if strip.mode == "F" else values_YX.astype(np.int32)  # Pillow's own before 13 saturates I;16N
+
+
+def _check_levels(image: Image.Image, name: str) -> None:
+    """Raises InputError where the numbers of modes I;16, I and F are on no scale that `read_image` knows."""
     white, smaller_white = (255, 1) if image.mode == "F" else (65535, 255)
-    least, most = values_YX.min(), values_YX.max()
+    ranges = np.array(
+        [(values_YX.min(), values_YX.max()) for values_YX in (_values(strip) for strip, _ in _strips(image))]
+    )
+    least, most = ranges[:, 0].min(), ranges[:, 1].max()  # NaN if there is one, and then refused
     if not (least >= 0 and most <= white) or (image.mode in "IF" and 0 < most <= smaller_white):
         got = f"{least:g}..{most:g}"
         raise InputError(f"{name}: expected values 0..{white} in mode {image.mode}, got {got}: scale them")
-    levels_YX = np.rint(values_YX) if image.mode == "F" else (values_YX + 128) // 257
-    transparent_YX = values_YX == image.info.get("transparency")
+
+
+def _grey_levels(strip: Image.Image) -> Array:
+    """Modes I;16, I and F as uint8: see `read_image`. A 16-bit PNG may name one value as transparent."""
+    values_YX = _values(strip)
+    levels_YX = np.rint(values_YX) if strip.mode == "F" else (values_YX + 128) // 257
+    transparent_YX = values_YX == strip.info.get("transparency")
     return np.where(transparent_YX, 255, levels_YX).astype(np.uint8)
