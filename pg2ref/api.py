@@ -17,7 +17,7 @@ from pg2ref.checkpoint.vae_npz import VAE_NAME, read_mask_decoder
 from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.generation.beam import beam_search
 from pg2ref.generation.generate import TokenEvent, generate
-from pg2ref.generation.sampling import make_sampler
+from pg2ref.generation.options import AnswerOptions
 from pg2ref.inputs.image import ImageSource, Picture, pixel_values, read_image
 from pg2ref.inputs.prompt import prompt_ids
 from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -29,9 +29,7 @@ from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token
 from pg2ref.policy import LOC_SCALES, PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
 from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
 
-MOST_NEW_TOKENS = 8192
 Computed = TypeVar("Computed")
-MOST_BEAMS = 64
 
 
 def load(
@@ -140,66 +138,23 @@ class Model:
         images: ImageSource | Sequence[ImageSource],
         prompt: str,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        beams: int = 1,
-        logprobs: int = 0,
-        use_cache: bool = True,
         tap: Tap = no_tap,
+        **options: Any,
     ) -> "Answer":
         """The same token by token: iterate over the answer, then ask it for its `result()`.
 
         Args:
             images: a path, a binary file object, a PIL image or a uint8 array, or a list of them.
             prompt: the task, `caption en` say, without a newline at its end.
-            max_new_tokens: stop after so many.
-            temperature: 0 takes the best token each time; above, tokens are drawn at random.
-            top_k: draw from so many best tokens.
-            top_p: draw from the best tokens that hold this share of the probability.
-            seed: of the random numbers.
-            beams: above 1, beam search; nothing is streamed before it ends.
-            logprobs: how many of the likeliest tokens to report in each place.
-            use_cache: False computes everything anew for each token, for checking.
             tap: listens to every stage of every step (trace.py); `trace` records those of reading the prompt.
+            options: `max_new_tokens`, `temperature` and the others of AnswerOptions (generation/options.py).
 
         Raises:
             UsageError: options that make no sense.
             InputError: an image cannot be read, or the prompt and the images do not fit together.
         """
-        sampler = make_sampler(temperature, top_k, top_p, seed)
-        if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}, expected 1 to {MOST_NEW_TOKENS}")
-        if not 1 <= beams <= MOST_BEAMS:
-            raise UsageError(f"beams is {beams}, expected 1 to {MOST_BEAMS}")
-        if beams > 1 and (temperature > 0 or not use_cache):
-            raise UsageError("beam search draws nothing and needs its cache: leave out temperature and no-cache")
-        if logprobs < 0:
-            raise UsageError(f"logprobs is {logprobs}, expected 0 or more")
-        prepared = self.prepare(images, prompt)
-
-        def tokens(image_embeddings_ID: Array, guard: Tap) -> Iterator[TokenEvent]:
-            shared: dict[str, Any] = {
-                "max_new_tokens": max_new_tokens,
-                "num_alternatives": logprobs,
-                "tap": guard,
-            }
-            if beams > 1:
-                return iter(
-                    beam_search(self.numbers, image_embeddings_ID, prepared.prompt_ids, num_beams=beams, **shared)
-                )
-            return generate(
-                self.numbers,
-                image_embeddings_ID,
-                prepared.prompt_ids,
-                sampler=sampler,
-                use_cache=use_cache,
-                **shared,
-            )
-
-        return Answer(self, prepared, tokens, max_new_tokens, tap)
+        checked = AnswerOptions(**options)  # before images are read
+        return Answer(self, self.prepare(images, prompt), checked, tap)
 
     def trace(
         self,
@@ -274,21 +229,14 @@ class Prepared:
 class Answer:
     """An answer in the making. Iterate once; `result()` is complete afterwards."""
 
-    def __init__(
-        self,
-        model: Model,
-        prepared: Prepared,
-        tokens: Callable[[Array, Tap], Iterator[TokenEvent]],
-        max_new_tokens: int,
-        tap: Tap,
-    ) -> None:
-        self.model, self.prepared = model, prepared
-        self._tokens, self._tap = tokens, Guard(tap)
+    def __init__(self, model: Model, prepared: Prepared, options: AnswerOptions, tap: Tap = no_tap) -> None:
+        self.model, self.prepared, self.options = model, prepared, options
+        self._tap = Guard(tap)
         self._begun = False
         self.events: list[TokenEvent] = []
         self.text = ""
         self.vision_seconds = 0.0
-        self.warnings = _warnings(model, prepared, max_new_tokens)
+        self.warnings = _warnings(model, prepared, options.max_new_tokens)
 
     def __iter__(self) -> Iterator[StreamEvent]:
         """Compute, and yield each token as soon as it is chosen.
@@ -311,10 +259,21 @@ class Answer:
             yield StreamEvent(event, piece)
 
     def _start(self) -> Iterator[TokenEvent]:
+        numbers, options = self.model.numbers, self.options
         started = time.perf_counter()
-        embeddings_ID = encode_images(self.model.numbers, self.prepared.pixel_values, tap=self._tap)
+        embeddings_ID = encode_images(numbers, self.prepared.pixel_values, tap=self._tap)
         self.vision_seconds = time.perf_counter() - started
-        return self._tokens(embeddings_ID, self._tap)
+        shared: dict[str, Any] = {
+            "max_new_tokens": options.max_new_tokens,
+            "num_alternatives": options.logprobs,
+            "tap": self._tap,
+        }
+        prompt_ids = self.prepared.prompt_ids
+        if options.beams > 1:
+            return iter(beam_search(numbers, embeddings_ID, prompt_ids, num_beams=options.beams, **shared))
+        return generate(
+            numbers, embeddings_ID, prompt_ids, sampler=options.sampler(), use_cache=options.use_cache, **shared
+        )
 
     def result(self) -> Result:
         """Everything about the answer so far."""

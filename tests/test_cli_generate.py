@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from cli_runner import PG2REF, Run, make_run, run_process, write_picture
+from cli_runner import PG2REF, Run, run_process, write_picture
 
 from pg2ref.inputs.tokenizer import Tokenizer
 from pg2ref.model.backend import has_bf16_dot
@@ -28,16 +28,6 @@ RESULT_FIELDS = {
     "timing": "load_s vision_s prefill_s decode_s decode_tok_s",
     "versions": "pg2ref numpy pillow numba python",
 }
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return make_run(capsys, monkeypatch)
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return write_picture(tmp_path / "picture.png")
 
 
 @pytest.fixture

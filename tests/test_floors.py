@@ -41,6 +41,7 @@ FLOORS = {
     "checkpoint.quantize": 6.2,
     "checkpoint.vae_npz": 6.0,
     "generation.sampling": 7.0,
+    "generation.options": 7.1,
     "generation.generate": 7.1,
     "generation.beam": 7.2,
     "outputs.rle": 7.0,

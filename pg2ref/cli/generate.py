@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pg2ref.cli.objects import check_pictures, object_options, say_what_is_wrong, write_pictures
-from pg2ref.cli.options import computation_options, json_option, model_option, open_model, required_model
+from pg2ref.cli.options import (
+    computation_options,
+    json_option,
+    length_option,
+    model_option,
+    open_model,
+    quiet_option,
+    required_model,
+)
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
 
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
 @click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
-@click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
+@length_option
 @click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
 @click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50).")
 @click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability.")
@@ -41,7 +49,7 @@ if TYPE_CHECKING:
 @computation_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was read and how long each phase took.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
+@quiet_option
 def command(
     images: tuple[str, ...],
     name: str | None,
