@@ -17,6 +17,8 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "generate": "pg2ref.cli.generate",
     "detect": "pg2ref.cli.detect",
     "segment": "pg2ref.cli.segment",
+    "batch": "pg2ref.cli.batch",
+    "score": "pg2ref.cli.score",
     "inspect": "pg2ref.cli.inspect",
     "scene": "pg2ref.cli.scene",
     "tokenize": "pg2ref.cli.tokenize",

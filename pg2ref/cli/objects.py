@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 MOST_NAME_CHARACTERS = 40
 
 
-# Pictures to write, and how locations and mask codes are read.
-object_options = decorator_of(
-    click.option("--overlay", metavar="FILE", help="Write the image with boxes, masks and labels on it, as PNG."),
-    click.option("--masks", metavar="DIR", help="Write each object's mask, a black and white PNG, into this folder."),
+# How locations and mask codes are read.
+reading_options = decorator_of(
     click.option(
         "--vae",
         metavar="FILE",
@@ -43,6 +41,13 @@ object_options = decorator_of(
         type=click.Choice(LOC_SCALES),
         help="The location that stands for the far edge. Default: 1023, as in training.",
     ),
+)
+
+# The same, and pictures to write.
+object_options = decorator_of(
+    click.option("--overlay", metavar="FILE", help="Write the image with boxes, masks and labels on it, as PNG."),
+    click.option("--masks", metavar="DIR", help="Write each object's mask, a black and white PNG, into this folder."),
+    reading_options,
 )
 
 # All that `detect` and `segment` take; `find` takes them on.

@@ -46,6 +46,13 @@ length_option = click.option(
     "-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
+# How tokens are chosen, where one is chosen at a time.
+sampling_options = decorator_of(
+    click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn."),
+    click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50)."),
+    click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability."),
+    click.option("--seed", default=0, show_default=True, help="Of the draws: the same seed, the same answer."),
+)
 
 
 def _limit_threads(ctx: click.Context, parameter: click.Parameter, threads: int | None) -> None:
