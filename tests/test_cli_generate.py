@@ -67,7 +67,7 @@ def test_json_has_the_documented_fields(run: Run, picture: Path, small_folder: P
     assert all(set(token) == {"id", "text", "logprob", "top"} for token in result["tokens"])
     assert all(set(other) == {"id", "text", "logprob"} for token in result["tokens"] for other in token["top"])
     (image,) = result["input"]["images"]
-    assert set(image) == {"path", "sha256", "size"}
+    assert set(image) == {"path", "sha256", "size", "frame"}
     assert (image["path"], image["size"]) == (str(picture), [60, 40])
     assert re.fullmatch("[0-9a-f]{64}", image["sha256"])
     assert result["input"]["ids"].count(2352) == result["input"]["image_tokens"] == 16
@@ -178,7 +178,7 @@ def test_an_image_from_stdin(run: Run, picture: Path, small_folder: Path) -> Non
     named = answer(run, picture, "-m", small_folder, "-n", 4)
     piped = answer(run, "-", "-m", small_folder, "-n", 4, stdin=picture.read_bytes())
     assert logprobs(piped) == logprobs(named)
-    assert piped["input"]["images"] == [{"path": None, "sha256": None, "size": [60, 40]}]
+    assert piped["input"]["images"] == [{"path": None, "sha256": None, "size": [60, 40], "frame": None}]
 
 
 @pytest.mark.parametrize("stored", [b"detect K\xc3\xa4fer", b"detect K\xc3\xa4fer\n", b"detect K\xc3\xa4fer\r\n"])

@@ -59,71 +59,82 @@ class Row:
 
 def read_rows(lines: BinaryIO, folder: Path, prompt: str | None) -> Iterator[Row]:
     """The rows of a file of JSON lines; `prompt` is for those without one, `folder` where their paths start."""
+    for number, line in _filled_lines(lines):
+        if len(line) > MOST_LINE_BYTES:
+            yield Row(number, number, error=InputError(f"line {number}: longer than {MOST_LINE_BYTES:,} bytes: cut it"))
+        else:
+            yield _parse(line, number, folder, prompt)
+
+
+def count_rows(lines: BinaryIO) -> int:
+    """How many rows `read_rows` finds; the stream is at its start afterwards."""
+    count = sum(1 for _ in _filled_lines(lines))
+    lines.seek(0)
+    return count
+
+
+def _filled_lines(lines: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not empty, with their numbers; of one that is too long, the beginning."""
     number = 0
     while line := lines.readline(MOST_LINE_BYTES + 1):
         number += 1
-        if len(line) > MOST_LINE_BYTES:
-            while line and not line.endswith(b"\n"):
-                line = lines.readline(MOST_LINE_BYTES)
-            yield Row(number, number, error=InputError(f"line {number}: longer than {MOST_LINE_BYTES:,} bytes: cut it"))
-        elif line.strip():
-            yield parse_row(line, number, folder, prompt)
+        if line.strip() or len(line) > MOST_LINE_BYTES:
+            yield number, line
+        while len(line) > MOST_LINE_BYTES and not line.endswith(b"\n"):
+            line = lines.readline(MOST_LINE_BYTES + 1)
 
 
-def parse_row(line: bytes, number: int, folder: Path, prompt: str | None) -> Row:
-    """One line as a row."""
+def _parse(line: bytes, number: int, folder: Path, prompt: str | None) -> Row:
     row_id: str | int = number
     try:
         fields = _fields(line)
-        row_id = fields.pop("id", number)
-        images = [fields.pop("image")] if "image" in fields else fields.pop("images", [])
-        if not all(isinstance(image, str) for image in images):
-            raise InputError("images is expected to be a list of paths")
-        video = fields.pop("video", None)
-        if (video is None) == (not images):
-            raise InputError("expected one of image, images and video, and not an empty list")
-        fields.setdefault("prompt", prompt)
-        if fields["prompt"] is None:
-            raise InputError('no prompt: give the row one, {"prompt": "caption en"}, or the batch with -p')
-        paths = tuple(str(folder / image) for image in images)
-        return Row(number, row_id, images=paths, video=None if video is None else str(folder / video), **fields)
+        row_id = _checked("id", fields.pop("id", number))
+        fields = {name: _checked(name, value) for name, value in fields.items()}
+        return Row(number, row_id, **_question(fields, folder, prompt))
     except InputError as error:
         return Row(number, row_id, error=InputError(f"line {number}: {error}"))
 
 
 def _fields(line: bytes) -> dict[str, Any]:
-    """The JSON object, its fields known and of their types; nulls are as missing ones."""
+    """The JSON object; nulls are as missing ones."""
     try:
         parsed = json.loads(line)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, an endless number, a thousand brackets
         raise InputError(f"expected a JSON object ({' '.join(str(error).split())})") from None
     if not isinstance(parsed, dict):
         raise InputError(f"expected a JSON object, got {type(parsed).__name__}")
-    fields = {name: value for name, value in parsed.items() if value is not None}
-    if unknown := fields.keys() - FIELDS.keys():
-        raise InputError(f"unknown field {min(unknown)!r}, expected {', '.join(FIELDS)}")
-    for name, value in fields.items():
-        if not isinstance(value, FIELDS[name]) or isinstance(value, bool):
-            expected = " or ".join(kind.__name__ for kind in FIELDS[name])
-            raise InputError(f"{name} is {type(value).__name__}, expected {expected}")
+    return {name: value for name, value in parsed.items() if value is not None}
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A field of a known name and of its type."""
+    if name not in FIELDS:
+        raise InputError(f"unknown field {name!r}, expected {', '.join(FIELDS)}")
+    if not isinstance(value, FIELDS[name]) or isinstance(value, bool):
+        expected = " or ".join(kind.__name__ for kind in FIELDS[name])
+        raise InputError(f"{name} is {type(value).__name__}, expected {expected}")
+    return value
+
+
+def _question(fields: dict[str, Any], folder: Path, prompt: str | None) -> dict[str, Any]:
+    """The fields of a Row, which fit together."""
     if {"image", "images"} <= fields.keys():
         raise InputError("expected image or images, got both")
-    if "video" not in fields and {"frames", "stride"} & fields.keys():
+    images = [fields.pop("image")] if "image" in fields else fields.pop("images", [])
+    if not all(isinstance(image, str) for image in images):
+        raise InputError("images is expected to be a list of paths")
+    if ("video" in fields) == bool(images):
+        raise InputError("expected one of image, images and video, and not an empty list")
+    if "video" in fields:
+        fields["video"] = str(folder / fields["video"])
+    elif {"frames", "stride"} & fields.keys():
         raise InputError("frames and stride choose frames of a video: there is none")
-    return fields
+    if fields.setdefault("prompt", prompt) is None:
+        raise InputError('no prompt: give the row one, {"prompt": "caption en"}, or the batch with -p')
+    return {**fields, "images": tuple(str(folder / image) for image in images)}
 
 
 def folder_rows(folder: Path, prompt: str) -> Iterator[Row]:
     """One prompt about each image file of a folder; the id is the file's name."""
     for number, path in enumerate(list_pictures(folder), start=1):
         yield Row(number, path.name, prompt, images=(os.fspath(path),))
-
-
-def count_rows(lines: BinaryIO) -> int:
-    """How many rows `read_rows` finds; the stream is at its start afterwards."""
-    count, is_start = 0, True
-    while piece := lines.readline(MOST_LINE_BYTES):
-        count += is_start and bool(piece.strip())
-        is_start = piece.endswith(b"\n")
-    lines.seek(0)
-    return count

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -141,7 +142,7 @@ def open_rows(
             raise UsageError("a folder of images needs a prompt: add -p")
         rows, total = folder_rows(Path(place), prompt), len(list_pictures(Path(place)))
     elif source == "-":
-        rows = read_rows(click.get_binary_stream("stdin"), Path.cwd() if absolute else Path(), prompt)
+        rows = read_rows(sys.stdin.buffer, Path.cwd() if absolute else Path(), prompt)
     else:
         lines = open_lines(source, stack)
         total = count_rows(lines) if lines.seekable() else None

@@ -94,6 +94,7 @@ def _seek(moving: Picture, name: str, frames: int, stride: int | None) -> Iterat
     for index in chosen_frames(count, frames, stride):
         with pillow_errors(name):
             moving.seek(index)
+            moving.load()
         yield index, read_image(moving)
 
 
