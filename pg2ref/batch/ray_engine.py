@@ -5,6 +5,8 @@ there. Weights are mapped files on every node: the model's name, and the paths o
 """
 
 import os
+import re
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pg2ref.generation.options import AnswerOptions
 
 CHUNK = 2  # rows for each that decodes at a time
 AHEAD = 4  # chunks for each worker: how many may wait for an earlier one
+SECONDS_TO_CONNECT = 10
 MOST_TRIES = 3  # workers that a chunk may cost
 
 
@@ -72,14 +75,22 @@ def answer_rows_on_ray(
         import ray
     except ImportError:
         raise UsageError("--engine ray needs the `ray` extra: pip install 'pg2ref[ray]'") from None
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    except (ConnectionError, ValueError) as error:
-        raise Pg2RefError(f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
+    _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     try:
         yield from _Cluster(ray, choices, options, together).run(iter(rows))
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes. Addresses that are no host and port are left to it."""
+    found = re.fullmatch(r"(?:ray://)?(\S+):(\d+)", address)
+    try:
+        if found is not None:
+            socket.create_connection((found[1], int(found[2])), SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise Pg2RefError(f"no Ray cluster answers at {address} ({error}): start one, or check the address") from error
 
 
 class _Cluster:

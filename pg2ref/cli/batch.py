@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, redirect_stdout
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -185,17 +185,18 @@ def answer(
 
 def write_outcomes(outcomes: Iterator["Outcome"], results: "ResultsFile | None", progress: "Progress") -> int:
     """Write each line as it comes; how many of them are errors."""
-    failed = 0
+    failed, stdout = 0, sys.stdout
     progress.show()
     try:
-        for outcome in outcomes:
-            progress.line.clear()
-            if results is None:
-                click.echo(outcome.line)
-            else:
-                results.append(str(outcome.line))
-            failed += outcome.failed
-            progress.advance()
+        with redirect_stdout(sys.stderr):  # Ray prints there what it thinks of its workers
+            for outcome in outcomes:
+                progress.line.clear()
+                if results is None:
+                    click.echo(outcome.line, file=stdout)
+                else:
+                    results.append(str(outcome.line))
+                failed += outcome.failed
+                progress.advance()
     except KeyboardInterrupt:
         progress.line.clear()
         if results is not None:
