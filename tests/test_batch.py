@@ -1,6 +1,7 @@
 """Batches: each row's result is the one it gets alone, bit for bit; rows that fail say so in their place."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -293,6 +294,22 @@ def test_refusals_leave_nothing(
     ran = run("batch", *arguments, "-m", world / "bf16")
     assert (ran.code, ran.out, len(ran.err.splitlines())) == (code, "", 1)
     assert sorted(questions.parent.iterdir()) == before
+
+
+def test_the_examples_of_the_readme_run(
+    world: Path, questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Many images, and videos")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    shutil.copy(questions.parent / "picture0.png", questions.parent / "photo.jpg")
+    monkeypatch.chdir(questions.parent)
+    names: dict[str, Any] = {"model": pg2ref.load(world / "bf16")}
+    for block in blocks:
+        exec(block, names)
+    assert len(names["scores"].continuations) == 2
+    assert len(names["result"].images) == 5
+    assert json.loads(capsys.readouterr().out)["id"] == "a"
 
 
 def test_a_batch_without_rows(run: Run, world: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_fields() -> None:
         Row(3, 3, "ocr", video="data/clip.mp4", frames=4, stride=30, max_new_tokens=40),
         Row(4, 4, "ocr", video="data/clip.mp4", frames=16),
     ]
+
+
+@pytest.mark.parametrize("path", ["README.md", "pg2ref/batch/rows.py", "pg2ref/cli/batch.py"])
+def test_documented_rows_are_rows(path: str) -> None:
+    text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
+    lines = re.findall(r'^ *(\{"(?:id|video)": .*\})$', text, flags=re.MULTILINE)
+    assert len(lines) == 3
+    assert [row.error for row in read("\n".join(lines).encode())] == [None] * 3
 
 
 def test_empty_lines_are_counted_and_passed_over() -> None:

@@ -76,7 +76,10 @@ def answer_rows_on_ray(
     except ImportError:
         raise UsageError("--engine ray needs the `ray` extra: pip install 'pg2ref[ray]'") from None
     _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    except (ConnectionError, ValueError) as error:
+        raise Pg2RefError(f"no Ray cluster: {error}") from error
     try:
         yield from _Cluster(ray, choices, options, together).run(iter(rows))
     finally:
