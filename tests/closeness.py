@@ -53,6 +53,8 @@ BOUNDS: dict[str, Bound] = {
     "mask decoder": Bound(factor=1.4, seen=0.35),
     # One way of decoding against another: with the cache and without, together and alone.
     "decode": Bound(factor=40, seen=12.4),
+    # Mean log-probability of a given answer, of the small model against float64: ours and that of Transformers.
+    "loss": Bound(factor=4, seen=0.98),
     # Whole towers: rounding is amplified from layer to layer, most where scores are sharp and no cap holds them.
     "stage/float32": Bound(factor=139, seen=34.7, note="small models against float64; worst where attention is sharp"),
     "stage/transformers float32": Bound(factor=160, seen=42.3, note="the same for Transformers 5.23"),

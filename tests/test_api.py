@@ -207,6 +207,7 @@ def test_options_that_make_no_sense(model: pg2ref.Model, picture: Path, options:
         ({"preset": "mlx"}, "preset 'mlx' is not one of transformers, big_vision, keras, gemma_cpp"),
         ({"resize": "lanczos"}, "resize 'lanczos' is not one of bicubic"),
         ({"window": "none"}, "window 'none' is not one of transformers"),
+        ({"loc_scale": 1000}, "loc_scale 1000 is not one of 1023, 1024"),
     ],
 )
 def test_choices_that_do_not_exist(small_folder: Path, options: dict[str, Any], message: str) -> None:

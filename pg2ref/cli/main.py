@@ -19,6 +19,8 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "segment": "pg2ref.cli.segment",
     "trace": "pg2ref.cli.trace",
     "compare": "pg2ref.cli.compare",
+    "batch": "pg2ref.cli.batch",
+    "score": "pg2ref.cli.score",
     "inspect": "pg2ref.cli.inspect",
     "scene": "pg2ref.cli.scene",
     "tokenize": "pg2ref.cli.tokenize",

@@ -4,6 +4,7 @@ Two calls: `read_image` makes an upright RGB picture of whatever comes (boxes ar
 and `pixel_values` squeezes that to a square, as in training, and maps 0..255 to -1..1.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -21,7 +23,19 @@ from pg2ref.errors import InputError, UsageError
 from pg2ref.policy import RESIZE_POLICIES
 
 Picture: TypeAlias = Image.Image
-ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | Array
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a file that holds several, as inputs/video.py reads it."""
+
+    picture: Picture  # upright, in RGB
+    path: str
+    sha256: str  # of the file
+    index: int  # in the file, from 0
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | Array | Frame
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 STRIP_PIXELS = 1 << 22  # converted at a time
@@ -111,7 +125,7 @@ def _nearest(in_px: int, out_px: int) -> Array:
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """A path, binary file, PIL image or uint8 array as a new RGB image, upright, in its original size.
+    """A path, binary file, PIL image, uint8 array or frame as an RGB image, upright, in its original size.
 
     Where Transformers depends on how an image came in, this does one thing for all of them:
 
@@ -130,11 +144,13 @@ def read_image(source: ImageSource) -> Image.Image:
     Raises:
         InputError: there is no image, it is damaged, or it is too large.
     """
+    if isinstance(source, Frame):
+        return source.picture
     if isinstance(source, np.ndarray):
-        with _pillow("array"):
+        with pillow_errors("array"):
             return _decode(Image.fromarray(_checked_array(source)), "array")
     if isinstance(source, Image.Image):
-        with _pillow("PIL image"):
+        with pillow_errors("PIL image"):
             return _decode(source, "PIL image")
     if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
         raise InputError(
@@ -144,7 +160,7 @@ def read_image(source: ImageSource) -> Image.Image:
     named = source if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "file object"))
     name = " ".join(os.fsdecode(named).split())
     content = _read_content(source, name)
-    with _pillow(name):
+    with pillow_errors(name):
         Image.init()
         with Image.open(content, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
             return _decode(image, name)
@@ -175,6 +191,12 @@ def _read_content(source: str | os.PathLike[str] | BinaryIO, name: str) -> io.By
     return content
 
 
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _checked_array(array: Array) -> Array:
     if array.dtype != np.uint8:
         what_to_do = "scale it to 0..255, round, then .astype(np.uint8)"
@@ -199,7 +221,7 @@ def _check_size(width_px: int, height_px: int, name: str) -> None:
 
 
 @contextmanager
-def _pillow(name: str) -> Iterator[None]:
+def pillow_errors(name: str) -> Iterator[None]:
     """Pillow's many exceptions as InputError, and none of its warnings; one thread at a time."""
     with _warning_filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
