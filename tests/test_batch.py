@@ -81,13 +81,13 @@ def test_company_changes_no_bit(world: Path, kind: str, precision: str, backend:
     rows = rows_of(world, 19)
     outcomes = list(answer_rows(model, rows, AnswerOptions(logprobs=2), together=17))
     assert [outcome.row for outcome in outcomes] == rows
-    reasons = set()
+    lengths = set()
     for row, outcome in zip(rows, outcomes, strict=True):
         alone = model.generate(list(row.images), row.prompt, max_new_tokens=row.max_new_tokens, logprobs=2)
         expected = without_time(alone.to_json()) | {"id": row.id, "row": row.number}
         assert without_time(outcome.line) == expected  # every float in it, repr for repr
-        reasons.add(alone.finish_reason)
-    assert reasons == {"stop", "length"}
+        lengths.add(len(alone.token_ids))
+    assert len(lengths) > 1  # else they would all leave at once
 
 
 def test_logits_of_company_are_bit_equal(world: Path) -> None:
