@@ -453,11 +453,15 @@ def test_a_cap_comes_after_the_scale(ops: Ops, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("logit_cap", [None, 0.7])
-def test_attention_weights_are_those_of_attend(dtype: Any, logit_cap: float | None, rng: np.random.Generator) -> None:
-    query, key, value = attend_case(rng, dtype, T=5, S=11, K=2, G=3, H=7)
+def test_attention_weights_are_those_of_attend(
+    ops: Ops, dtype: Any, logit_cap: float | None, rng: np.random.Generator
+) -> None:
+    case = attend_case(rng, dtype, T=5, S=11, K=2, G=3, H=7)
+    query, key, value = (bf16_to_f32(f32_to_bf16(array)).astype(dtype) for array in case)
     ranges = MASKS["window 3"](5, 11)
-    weights_NTS = reference_ops.attention_weights(query, key, *ranges, scale=0.3, logit_cap=logit_cap)
+    weights_NTS = ops.attention_weights(query, key, *ranges, scale=0.3, logit_cap=logit_cap)
     assert weights_NTS.shape == (6, 5, 11)
+    assert weights_NTS.dtype == dtype
     allowed_TS = ranges.allowed_TS(11)
     assert (weights_NTS[:, ~allowed_TS] == 0).all()  # exactly
     assert (weights_NTS[:, allowed_TS] > 0).all()

@@ -55,14 +55,15 @@ def summarize(array: Array) -> Summary:
     minimum, maximum = math.inf, -math.inf
     for begin in range(0, flat.size, BLOCK):
         values = widen(flat[begin : begin + BLOCK], F64)
-        finite = values[np.isfinite(values)]
-        nans += int(np.isnan(values).sum())
-        infinities += int(np.isinf(values).sum())
-        count += finite.size
-        total += float(finite.sum())
-        squares += float(finite @ finite)
-        if finite.size:
-            minimum, maximum = min(minimum, float(finite.min())), max(maximum, float(finite.max()))
+        if not math.isfinite(values.sum()):
+            nans += int(np.isnan(values).sum())
+            infinities += int(np.isinf(values).sum())
+            values = values[np.isfinite(values)]
+        count += values.size
+        total += float(values.sum())
+        squares += float(np.square(values).sum())
+        minimum = min(minimum, float(values.min(initial=math.inf)))
+        maximum = max(maximum, float(values.max(initial=-math.inf)))
     if not count:
         minimum = maximum = 0.0
     mean = total / max(count, 1)
