@@ -13,6 +13,7 @@ from pg2ref.parity import diagnose as diagnose_module
 from pg2ref.parity.bugs.collection import BUGS
 from pg2ref.parity.bugs.run import Run, with_language_model, with_operations
 from pg2ref.parity.diagnose import diagnose
+from pg2ref.parity.difference import measure
 from pg2ref.parity.records import Record, Stage
 from pg2ref.parity.summary import summarize
 from pg2ref.parity.weightless import diagnose_without_model
@@ -66,6 +67,21 @@ def test_two_bugs_in_different_blocks_are_both_named(truth: Run) -> None:
     for name in ("bgr", "image-over-sqrt", "rmsnorm-weight", "missing-final-cap"):
         run = BUGS[name].inject(run)
     assert diagnosed(truth, run) == ("bgr", "image-over-sqrt", "rmsnorm-weight", "missing-final-cap")
+
+
+def test_a_bug_that_is_hardly_nearer_than_the_right_model_is_not_named(
+    truth: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers between both, a little nearer to the bug's, with a limit that lies between both errors."""
+    right, broken = museum.stages_of(truth), museum.stages_of(BUGS["gelu-erf"].inject(truth))
+    stage = "vision/layer_00/out"
+    apart = measure(right[stage], broken[stage]).nrmse
+    between = {"vision/patch_embeddings": right["vision/patch_embeddings"]}
+    between[stage] = 0.4 * right[stage] + 0.6 * broken[stage]
+    monkeypatch.setitem(diagnose_module.ROUNDING, "f32", 0.5 * apart)
+    assert diagnose(truth, museum.record_of(between)).names == ("unknown",)
+    between[stage] = broken[stage]
+    assert diagnose(truth, museum.record_of(between)).names == ("gelu-erf",)
 
 
 def test_the_first_stage_that_differs_is_named(truth: Run) -> None:

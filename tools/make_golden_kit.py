@@ -8,7 +8,7 @@ For the small random model and for 3b-224, 10b-448 and 28b-224 with two layers a
 recipe of the weights and their digests: tools/portable_numbers.py, of which the kit has a copy), inputs.json,
 inputs.safetensors (pixels, masks, rotation table) and golden.safetensors, the summaries of every stage in float64 with
 the noise of float32 and bf16. --model adds any checkpoint, of which the kit holds no recipe. The page that says what to
-do with it is pg2ref/parity/PORTING.md. The largest model needs 6 GB of memory and disk, and some minutes.
+do with it is pg2ref/parity/PORTING.md. Random models lie on disk while their entries are made, the largest 2.3 GB.
 """
 
 import hashlib
