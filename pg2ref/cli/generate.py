@@ -5,24 +5,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pg2ref.cli.answers import describe, describe_time, print_tokens
+from pg2ref.cli.drawn_scene import answer_about_scene
 from pg2ref.cli.objects import check_pictures, object_options, say_what_is_wrong, write_pictures
-from pg2ref.cli.options import computation_options, json_option, model_option, open_model, required_model
+from pg2ref.cli.options import computation_options, json_option, model_option, open_model
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
+from pg2ref.errors import UsageError
 
 if TYPE_CHECKING:
     from pg2ref.api import Answer, Model
 
+DEFAULT_PROMPT = "caption en"
+
 
 @click.command("generate", short_help="Answer a prompt about an image.")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @model_option
-@click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
+@click.option("-p", "--prompt", help=f"The task, `{DEFAULT_PROMPT}` by default; `-` reads it from stdin.")
 @click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
 @click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50).")
 @click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability.")
-@click.option("--seed", default=0, show_default=True, help="Of the draws: the same seed, the same answer.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Of the draws: the same seed, the same answer. Without an image, of the scene too.",
+)
 @click.option(
     "--beams",
     default=1,
@@ -45,7 +55,7 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...],
     name: str | None,
-    prompt: str,
+    prompt: str | None,
     no_cache: bool,
     precision: str | None,
     backend: str | None,
@@ -63,23 +73,48 @@ def command(
 ) -> None:
     """Answer a prompt about an image, or about several; `-` reads one image from stdin.
 
+    Without an image, the built-in model answers about a synthetic scene: it is drawn into pg2ref-scene.png, captioned
+    and searched, or asked what -p asks, and what was found is drawn into pg2ref-found.png.
+
     \b
+    pg2ref generate
+    pg2ref generate --seed 7 -p "answer en how many objects?"
     pg2ref generate photo.jpg -m ./paligemma2-3b-mix-224
     pg2ref generate photo.jpg -m google/paligemma2-3b-mix-224 -p "answer en how many cats?"
     pg2ref generate left.png right.png -m ./nlvr2 -p "answer en both show a dog" --json
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
     """
-    required_model(name)  # before anything waits for stdin
+    if not images and name is not None:
+        raise UsageError("no image given: name one; without -m too, the built-in model answers about a scene it draws")
     check_pictures(overlay, masks)
-    sources, prompt = read_stdin(images, prompt)
-    line = ProgressLine(enabled=not quiet)
+    sources, asked = read_stdin(images, DEFAULT_PROMPT if prompt is None else prompt)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
-    model = open_model(name, vae=vae, loc_scale=loc_scale, **computed)
+    model = open_model(name, quiet=quiet, vae=vae, loc_scale=loc_scale, **computed)
     if verbose:
         describe(model)
-    answer = model.stream(
-        sources, prompt, use_cache=not no_cache, tap=LayerProgress(line, model, len(sources)), **options
-    )
+    options["use_cache"] = not no_cache
+    wanted = {"overlay": overlay, "masks": masks, "as_json": as_json, "quiet": quiet, "verbose": verbose}
+    if images:
+        answer_about_images(model, sources, asked, options, **wanted)
+    else:
+        answer_about_scene(model, None if prompt is None else asked, options, **wanted)
+
+
+def answer_about_images(
+    model: "Model",
+    sources: list[Any],
+    prompt: str,
+    options: dict[str, Any],
+    *,
+    overlay: str | None,
+    masks: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Answer, print, write the pictures, and say what else there is to say."""
+    line = ProgressLine(enabled=not quiet)
+    answer = model.stream(sources, prompt, tap=LayerProgress(line, model, len(sources)), **options)
     try:
         print_answer(answer, line, as_json, options["max_new_tokens"], options["logprobs"])
     finally:
@@ -89,23 +124,7 @@ def command(
     if not quiet:
         say_what_is_wrong(result, wants_objects=overlay is not None or masks is not None)
     if verbose:
-        timing = result.timing
-        click.echo(
-            f"vision {timing.vision_s:.2f} s, prompt {timing.prefill_s:.2f} s, "
-            f"answer {timing.decode_s:.2f} s for {len(answer.events)} tokens",
-            err=True,
-        )
-
-
-def describe(model: "Model") -> None:
-    """What was found, for --verbose."""
-    checkpoint = model.checkpoint
-    size, computed = checkpoint.total_bytes / 1e9, model.described
-    click.echo(
-        f"{checkpoint.folder}: {size:.2f} GB {checkpoint.weight_type}, computed in {computed['dtype']} by "
-        f"{computed['backend']}",
-        err=True,
-    )
+        describe_time(result)
 
 
 def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_tokens: int, logprobs: int) -> None:
@@ -122,8 +141,6 @@ def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_to
     if as_json:
         click.echo(answer.result().to_json())
     elif logprobs:
-        for token in answer.result().tokens:
-            rivals = "  ".join(f"{other.text!r} {other.logprob:.3f}" for other in token.top)
-            click.echo(f"{token.logprob:8.3f}  {token.text!r:<16} {rivals}")
+        print_tokens(answer.result())
     else:
         click.echo()
