@@ -93,7 +93,13 @@ def command(
     if verbose:
         describe(model)
     options["use_cache"] = not no_cache
-    wanted = {"overlay": overlay, "masks": masks, "as_json": as_json, "quiet": quiet, "verbose": verbose}
+    wanted: dict[str, Any] = {
+        "overlay": overlay,
+        "masks": masks,
+        "as_json": as_json,
+        "quiet": quiet,
+        "verbose": verbose,
+    }
     if images:
         answer_about_images(model, sources, asked, options, **wanted)
     else:
