@@ -97,13 +97,13 @@ def test_the_first_run_is_shown(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(make_readme_picture.with_output(README, "nothing"), encoding="utf-8")
     assert readme.read_text(encoding="utf-8") != README
-    make_readme_picture.make(tmp_path / "pictures" / "made.png", readme)
+    make_readme_picture.make(tmp_path / "made.png", readme)
     printed = readme.read_text(encoding="utf-8")
     begin, end = make_readme_picture.MARKS
     lines = printed.split(begin)[1].split(end)[0].strip().splitlines()
     assert lines[1] == "caption en"
     assert lines[3].startswith("detect ")
-    shown = Image.open(make_readme_picture.PICTURE)
-    assert Image.open(tmp_path / "pictures" / "made.png").size == shown.size == (2 * 224 + 8, 224)
+    made, shown = (np.asarray(Image.open(path)) for path in (tmp_path / "made.png", make_readme_picture.PICTURE))
+    assert made.shape == shown.shape == (224, 2 * 224 + 8, 3)
     assert make_readme_picture.PICTURE.stat().st_size < 100_000
     assert make_readme_picture.PICTURE.relative_to(ROOT).as_posix() in README

@@ -87,7 +87,7 @@ def test_a_question_about_a_drawn_scene(run: Run, tmp_path: Path) -> None:
 def test_masks_of_a_drawn_scene(run: Run, tmp_path: Path) -> None:
     ran = run("generate", "--seed", 3, "-p", "segment green ring", "--masks", "masks", "--overlay", "boxes.png", "-q")
     assert ran.code == 0
-    assert Image.open(tmp_path / "boxes.png").size == (224, 224)
+    assert np.asarray(Image.open(tmp_path / "boxes.png")).shape == (224, 224, 3)
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["00-green-ring.png"]
 
 
