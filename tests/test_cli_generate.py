@@ -207,12 +207,12 @@ def test_bad_stdin(run: Run, picture: Path, small_folder: Path) -> None:
     assert ran.err.startswith("pg2ref: <stdin>: expected an image, got an empty file")
 
 
-def test_stdin_is_not_waited_for_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_not_waited_for_without_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     from pg2ref.cli.main import main
 
     monkeypatch.setattr("sys.stdin", object())  # reading would be an AttributeError
     with pytest.raises(SystemExit) as ended:
-        main(["generate", "-"])
+        main(["generate", "-p", "-", "-m", "nowhere"])
     assert ended.value.code == 2
 
 
