@@ -13,6 +13,8 @@ from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, load_checkpoint, not_finite_tensors
 from pg2ref.checkpoint.locate import locate
 from pg2ref.checkpoint.vae_npz import VAE_NAME, read_mask_decoder
+from pg2ref.demo import builtin
+from pg2ref.demo.familiarity import Familiarity, read_familiarity
 from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.generation.beam import beam_search
 from pg2ref.generation.generate import TokenEvent, generate
@@ -49,12 +51,13 @@ def load(
     """Open a checkpoint: a folder, or the name of one in the local Hugging Face cache. Nothing is downloaded.
 
     Args:
-        name: a folder with config.json, or `org/name[@revision]`.
+        name: a folder with config.json, or `org/name[@revision]`; by default the built-in model for synthetic scenes.
         precision: `f32` activations and sums; `bf16`, the same but rounded before each linear layer; `f64`, the truth
             that judges both; `int8` and `int4`, integer products, for checkpoints that are quantised so. By default
             what the kernels are quickest with: the type of quantised weights, `bf16` where the processor multiplies
             bf16 in one instruction and the weights are bf16, else `f32`.
-        backend: `numba`, the kernels, compiled on first use, or `numpy`, the reference: the default for `f64`.
+        backend: `numba`, the kernels, compiled on first use, or `numpy`, the reference: the default for `f64`, and for
+            the built-in model, which answers before kernels would be compiled.
         preset: whose choice to follow where libraries differ: transformers, big_vision, keras, gemma_cpp.
         resize: one choice apart from the preset's; see inputs/image.py.
         window: likewise; see model/masks.py.
@@ -67,13 +70,13 @@ def load(
         UsageError: an option has no such value, or the weights cannot be computed with so.
     """
     started = time.perf_counter()
-    if name is None:
-        raise UsageError("no model given: name a checkpoint folder, or one in the Hugging Face cache")
-    if backend is None:
-        backend = "numpy" if precision == "f64" else "numba"
-    operations(backend, precision or "f32")  # refuses names before anything is read
+    name = builtin.NAME if name is None else name
     policy = _policy(preset, resize, window, loc_scale)
     folder = locate(name)
+    is_builtin = builtin.is_builtin(folder)
+    if backend is None:
+        backend = "numpy" if precision == "f64" or is_builtin else "numba"
+    operations(backend, precision or "f32")  # refuses names before anything is read
     vae_file = Path(vae) if vae is not None else folder / VAE_NAME
     mask_decoder = read_mask_decoder(vae_file) if vae is not None or vae_file.exists() else None
     checkpoint = load_checkpoint(folder)
@@ -90,13 +93,16 @@ def load(
         cache_dtype=dtype if precision in ("f32", "f64") else np.dtype(np.uint16),
     )
     described = {
-        "id": str(name),
+        "id": builtin.NAME if is_builtin else str(name),
         "revision": folder.name if folder.parent.name == "snapshots" else None,
         "dtype": precision,
         "backend": backend,
         "weights": checkpoint.weight_type,
+        "builtin": is_builtin,
     }
-    return Model(checkpoint, tokenizer, numbers, policy, described, time.perf_counter() - started, mask_decoder)
+    familiarity = read_familiarity(folder) if is_builtin else None
+    seconds = time.perf_counter() - started
+    return Model(checkpoint, tokenizer, numbers, policy, described, seconds, mask_decoder, familiarity)
 
 
 @dataclass(frozen=True)
@@ -116,9 +122,10 @@ class Model:
         tokenizer: Tokenizer,
         numbers: PaliGemma,
         policy: Policy,
-        described: dict[str, str | None],
+        described: dict[str, str | bool | None],
         load_seconds: float,
         mask_decoder: MaskDecoder | None = None,
+        familiarity: Familiarity | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -128,6 +135,7 @@ class Model:
         self.described = described
         self.load_seconds = load_seconds
         self.mask_decoder = mask_decoder
+        self.familiarity = familiarity
 
     def generate(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Result:
         """Answer a prompt about one image or several; options as for `stream`."""
@@ -318,6 +326,8 @@ class Answer:
         started = time.perf_counter()
         embeddings_ID = encode_images(self.model.numbers, self.prepared.pixel_values, tap=self._tap)
         self.vision_seconds = time.perf_counter() - started
+        if self.model.familiarity is not None:
+            self.warnings += self.model.familiarity.warnings(embeddings_ID, len(self.prepared.images))
         return embeddings_ID
 
     def _start(self) -> Iterator[TokenEvent]:

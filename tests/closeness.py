@@ -57,7 +57,9 @@ BOUNDS: dict[str, Bound] = {
     "loss": Bound(factor=4, seen=0.98),
     # Whole towers: rounding is amplified from layer to layer, most where scores are sharp and no cap holds them.
     "stage/float32": Bound(factor=139, seen=34.7, note="small models against float64; worst where attention is sharp"),
-    "stage/transformers float32": Bound(factor=160, seen=42.3, note="the same for Transformers 5.23"),
+    "stage/transformers float32": Bound(
+        factor=160, seen=53.9, note="the same for Transformers 5.23; the built-in model"
+    ),
     "stage/golden": Bound(factor=147, seen=36.7, note="float32 of both: their errors add"),
 }
 

@@ -22,7 +22,7 @@ from pg2ref.model.backend import has_bf16_dot
 
 RESULT_FIELDS = {
     "": "schema model input text objects problems finish_reason tokens policy timing warnings versions",
-    "model": "id revision dtype backend weights",
+    "model": "id revision dtype backend weights builtin",
     "input": "images prompt ids image_tokens",
     "policy": "resize window loc_scale",
     "timing": "load_s vision_s prefill_s decode_s decode_tok_s",
@@ -77,6 +77,7 @@ def test_json_has_the_documented_fields(run: Run, picture: Path, small_folder: P
         "dtype": "bf16" if has_bf16_dot() else "f32",
         "backend": "numba",
         "weights": "bf16",
+        "builtin": False,
     }
     assert all(result["timing"].values())
 
@@ -196,12 +197,12 @@ def test_bad_stdin(run: Run, picture: Path, small_folder: Path) -> None:
     assert ran.err.startswith("pg2ref: <stdin>: expected an image, got an empty file")
 
 
-def test_stdin_is_not_waited_for_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_not_waited_for_without_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     from pg2ref.cli.main import main
 
     monkeypatch.setattr("sys.stdin", object())  # reading would be an AttributeError
     with pytest.raises(SystemExit) as ended:
-        main(["generate", "-"])
+        main(["generate", "-p", "-", "-m", "nowhere"])
     assert ended.value.code == 2
 
 

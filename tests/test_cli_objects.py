@@ -175,12 +175,6 @@ def test_refusals(
     assert os.listdir(".") == ["picture.png"]
 
 
-def test_without_a_model(run: Run, picture: Path) -> None:
-    ran = run("detect", picture, "cat")
-    assert (ran.code, ran.out) == (2, "")
-    assert "no model given" in ran.err
-
-
 def test_from_python(say: Say, picture: Path, small_folder: Path, vae: Path) -> None:
     say(f"{BOX}{CODES} cat")
     result = pg2ref.load(small_folder, backend="numpy", vae=vae).generate(picture, "segment cat")

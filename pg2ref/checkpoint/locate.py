@@ -1,14 +1,15 @@
 """From what the user calls a model to the folder that holds it; never touches the network.
 
-In this order: an existing folder; an existing safetensors file, which stands for its folder; `org/name` or
-`org/name@revision` in the local Hugging Face cache. A download of 6 to 55 GB is the user's decision: where nothing
-is found, the message carries the command to run.
+In this order: `pg2ref-shapes`, the built-in model; an existing folder; an existing safetensors file, which stands for
+its folder; `org/name` or `org/name@revision` in the local Hugging Face cache. A download of 6 to 55 GB is the user's
+decision: where nothing is found, the message carries the command to run.
 """
 
 import os
 from pathlib import Path
 
 from pg2ref.checkpoint.shards import folder_names, name_some, weight_files
+from pg2ref.demo import builtin
 from pg2ref.errors import CheckpointError, ModelNotAvailableError
 from pg2ref.hub.cache import commit_of, repository_folder, unfinished_bytes
 from pg2ref.hub.names import EXAMPLE_ID, MAIN_REVISION, MAX_ID_LENGTH, ModelName, download_advice, parse_name
@@ -70,7 +71,8 @@ def locate(name: str | Path) -> Path:
     """The folder of a model, by folder, by safetensors file, or by name in the local Hugging Face cache.
 
     Args:
-        name: a folder with config.json, a safetensors file in one, or `org/name[@revision]`; `~` is expanded.
+        name: `pg2ref-shapes`, a folder with config.json, a safetensors file in one, or `org/name[@revision]`; `~` is
+            expanded.
 
     Raises:
         ModelNotAvailableError: nothing is there, or a download in the cache is not complete.
@@ -79,6 +81,8 @@ def locate(name: str | Path) -> Path:
     Source: for the cache's layout, huggingface_hub, file_download.py (`models--org--name/refs`, `snapshots`).
     """
     text = os.fspath(name)
+    if text == builtin.NAME:
+        return builtin.FOLDER
     try:
         path = Path(os.path.expanduser(text))
     except ValueError:  # a NUL byte or a lone surrogate after ~

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pg2ref.cli.answers import describe, describe_time, print_tokens
+from pg2ref.cli.drawn_scene import answer_about_scene
 from pg2ref.cli.objects import check_pictures, object_options, say_what_is_wrong, write_pictures
 from pg2ref.cli.options import (
     computation_options,
@@ -13,7 +15,6 @@ from pg2ref.cli.options import (
     model_option,
     open_model,
     quiet_option,
-    required_model,
     sampling_options,
 )
 from pg2ref.cli.progress import LayerProgress, ProgressLine
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from pg2ref.api import Answer, Model
     from pg2ref.inputs.image import Frame
 
+DEFAULT_PROMPT = "caption en"
+
 
 @click.command("generate", short_help="Answer a prompt about an image.")
-@click.argument("images", nargs=-1, metavar="IMAGE...")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @model_option
-@click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
+@click.option("-p", "--prompt", help=f"The task, `{DEFAULT_PROMPT}` by default; `-` reads it from stdin.")
 @length_option
 @sampling_options
 @click.option("--video", metavar="FILE", help="Instead of images: frames of a video file, or of a folder of images.")
@@ -61,7 +64,7 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...],
     name: str | None,
-    prompt: str,
+    prompt: str | None,
     video: str | None,
     frames: int | None,
     stride: int | None,
@@ -85,25 +88,56 @@ def command(
     Frames of a video are read as several images are. GIF, WebP, APNG, AVIF and folders of frames need nothing else,
     other videos the `video` extra.
 
+    Without an image, the built-in model answers about a synthetic scene: it is drawn into pg2ref-scene.png, captioned
+    and searched, or asked what -p asks, and what was found is drawn into pg2ref-found.png.
+
     \b
+    pg2ref generate
+    pg2ref generate --seed 7 -p "answer en how many objects?"
     pg2ref generate photo.jpg -m ./paligemma2-3b-mix-224
     pg2ref generate photo.jpg -m google/paligemma2-3b-mix-224 -p "answer en how many cats?"
     pg2ref generate left.png right.png -m ./nlvr2 -p "answer en both show a dog" --json
     pg2ref generate --video clip.mp4 --frames 16 --stride 30 -m ./activitynet -p "caption en"
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
     """
-    required_model(name)  # before anything waits for stdin
+    if not images and video is None and name is not None:
+        raise UsageError("no image given: name one; without -m too, the built-in model answers about a scene it draws")
     check_pictures(overlay, masks)
-    sources, prompt = read_stdin(images, prompt)
+    sources, asked = read_stdin(images, DEFAULT_PROMPT if prompt is None else prompt)
     sources += frames_of(video, frames, stride, bool(images))
-    line = ProgressLine(enabled=not quiet)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
-    model = open_model(name, vae=vae, loc_scale=loc_scale, **computed)
+    model = open_model(name, quiet=quiet, vae=vae, loc_scale=loc_scale, **computed)
     if verbose:
         describe(model)
-    answer = model.stream(
-        sources, prompt, use_cache=not no_cache, tap=LayerProgress(line, model, len(sources)), **options
-    )
+    options["use_cache"] = not no_cache
+    wanted: dict[str, Any] = {
+        "overlay": overlay,
+        "masks": masks,
+        "as_json": as_json,
+        "quiet": quiet,
+        "verbose": verbose,
+    }
+    if sources:
+        answer_about_images(model, sources, asked, options, **wanted)
+    else:
+        answer_about_scene(model, None if prompt is None else asked, options, **wanted)
+
+
+def answer_about_images(
+    model: "Model",
+    sources: list[Any],
+    prompt: str,
+    options: dict[str, Any],
+    *,
+    overlay: str | None,
+    masks: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Answer, print, write the pictures, and say what else there is to say."""
+    line = ProgressLine(enabled=not quiet)
+    answer = model.stream(sources, prompt, tap=LayerProgress(line, model, len(sources)), **options)
     try:
         print_answer(answer, line, as_json, options["max_new_tokens"], options["logprobs"])
     finally:
@@ -113,17 +147,12 @@ def command(
     if not quiet:
         say_what_is_wrong(result, wants_objects=overlay is not None or masks is not None)
     if verbose:
-        timing = result.timing
-        click.echo(
-            f"vision {timing.vision_s:.2f} s, prompt {timing.prefill_s:.2f} s, "
-            f"answer {timing.decode_s:.2f} s for {len(answer.events)} tokens",
-            err=True,
-        )
+        describe_time(result)
 
 
 def frames_of(video: str | None, frames: int | None, stride: int | None, has_images: bool) -> list["Frame"]:
     """The frames that --video, --frames and --stride ask for; none without --video."""
-    if has_images == (video is not None):
+    if has_images and video is not None:
         raise UsageError("expected images, or --video FILE: one of them")
     if video is None:
         if (frames, stride) != (None, None):
@@ -132,17 +161,6 @@ def frames_of(video: str | None, frames: int | None, stride: int | None, has_ima
     from pg2ref.inputs.video import DEFAULT_FRAMES, read_frames
 
     return read_frames(video, frames=DEFAULT_FRAMES if frames is None else frames, stride=stride)
-
-
-def describe(model: "Model") -> None:
-    """What was found, for --verbose."""
-    checkpoint = model.checkpoint
-    size, computed = checkpoint.total_bytes / 1e9, model.described
-    click.echo(
-        f"{checkpoint.folder}: {size:.2f} GB {checkpoint.weight_type}, computed in {computed['dtype']} by "
-        f"{computed['backend']}",
-        err=True,
-    )
 
 
 def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_tokens: int, logprobs: int) -> None:
@@ -159,8 +177,6 @@ def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_to
     if as_json:
         click.echo(answer.result().to_json())
     elif logprobs:
-        for token in answer.result().tokens:
-            rivals = "  ".join(f"{other.text!r} {other.logprob:.3f}" for other in token.top)
-            click.echo(f"{token.logprob:8.3f}  {token.text!r:<16} {rivals}")
+        print_tokens(answer.result())
     else:
         click.echo()

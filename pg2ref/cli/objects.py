@@ -16,7 +16,6 @@ from pg2ref.cli.options import (
     model_option,
     open_model,
     quiet_option,
-    required_model,
 )
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
@@ -114,11 +113,10 @@ def find(
     **choices: Any,
 ) -> None:
     """Run `detect` or `segment`: write the prompt, print the objects, write the pictures."""
-    required_model(name)
     check_pictures(overlay, masks)
     sources, prompt = read_stdin((image,), f"{task} {' ; '.join(what)}")
     line = ProgressLine(enabled=not quiet)
-    model = open_model(name, **choices)
+    model = open_model(name, quiet=quiet, **choices)
     answer = model.stream(sources, prompt, max_new_tokens=max_new_tokens, tap=LayerProgress(line, model, len(sources)))
     try:
         for _ in answer:
@@ -126,7 +124,7 @@ def find(
     finally:
         line.clear()
     result = answer.result()
-    click.echo(result.to_json() if as_json else "".join(map(_row, result.objects)), nl=as_json)
+    click.echo(result.to_json() if as_json else "".join(map(row, result.objects)), nl=as_json)
     write_pictures(result, overlay, masks)
     if not quiet:
         say_what_is_wrong(result, wants_objects=True)
@@ -135,7 +133,7 @@ def find(
             click.echo(f"pg2ref: warning: {bare} of {len(result.objects)} objects came without a mask", err=True)
 
 
-def _row(one: Any) -> str:
+def row(one: Any) -> str:
     """Label, box in pixels and score, with a tab between them."""
     label = " ".join(one.label.split()) or "-"
     numbers = "\t".join(f"{edge:.1f}" for edge in one.box_xyxy_px)

@@ -39,7 +39,8 @@ model_option = click.option(
     "--model",
     "name",
     metavar="MODEL",
-    help="A checkpoint folder, or org/name[@revision] in the local Hugging Face cache.",
+    help="A checkpoint folder, org/name[@revision] in the local Hugging Face cache, or pg2ref-shapes, the built-in "
+    "model for synthetic scenes, which answers by default.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 length_option = click.option(
@@ -67,7 +68,7 @@ threads_option = click.option(
     is_eager=True,
     expose_value=False,
     callback=_limit_threads,
-    help="Threads for matrix products; all cores by default.",
+    help="Threads for matrix products; all cores by default, but one for the built-in model.",
 )
 
 
@@ -108,17 +109,29 @@ computation_options = decorator_of(
 
 
 def required_model(name: str | None) -> str:
-    """The model's name; there is no model to fall back on."""
+    """The model's name, for commands that do not answer: they fall back on none."""
     if name is None:
         raise UsageError(
-            "no model given: add -m FOLDER, or -m google/paligemma2-3b-mix-224 once it is in the Hugging Face cache"
+            "no model given: add -m FOLDER, or -m google/paligemma2-3b-mix-224 once it is in the Hugging Face cache, "
+            "or -m pg2ref-shapes, the built-in one"
         )
     return name
 
 
-def open_model(name: str | None, **choices: Any) -> "Model":
-    """Load the model; NumPy is imported here, after --threads."""
-    chosen = required_model(name)
+def open_model(name: str | None, *, quiet: bool = False, **choices: Any) -> "Model":
+    """Load the model, the built-in one by default, and say so; NumPy is imported here, after --threads."""
+    if name is None and "numpy" not in sys.modules:
+        for variable in THREAD_VARIABLES:
+            os.environ.setdefault(variable, "1")  # its matrices are too small to be shared among threads
     from pg2ref.api import load
 
-    return load(chosen, **choices)
+    model = load(name, **choices)
+    if model.described["builtin"] and not quiet:
+        from pg2ref.checkpoint.locate import EXAMPLE_ID
+
+        click.echo(
+            f"pg2ref: {model.described['id']} answers, the built-in model for synthetic scenes, not Google's; for "
+            f"photographs `pg2ref download {EXAMPLE_ID}`, then -m {EXAMPLE_ID}",
+            err=True,
+        )
+    return model

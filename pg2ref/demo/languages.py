@@ -3,7 +3,7 @@
 An adjective is given in the forms its language tells apart, a noun with its gender and plural.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -23,126 +23,62 @@ class Language(NamedTuple):
     last_joint: str  # between the last two of a list; a comma between the others
 
 
+_SHAPES = {  # singular, plural and gender, in English, German, French and Spanish
+    "circle": ("circle circles", "Kreis Kreise m", "cercle cercles m", "círculo círculos m"),
+    "square": ("square squares", "Quadrat Quadrate n", "carré carrés m", "cuadrado cuadrados m"),
+    "triangle": ("triangle triangles", "Dreieck Dreiecke n", "triangle triangles m", "triángulo triángulos m"),
+    "star": ("star stars", "Stern Sterne m", "étoile étoiles f", "estrella estrellas f"),
+    "cross": ("cross crosses", "Kreuz Kreuze n", "croix croix f", "cruz cruces f"),
+    "heart": ("heart hearts", "Herz Herzen n", "cœur cœurs m", "corazón corazones m"),
+    "diamond": ("diamond diamonds", "Raute Rauten f", "losange losanges m", "rombo rombos m"),
+    "ring": ("ring rings", "Ring Ringe m", "anneau anneaux m", "anillo anillos m"),
+}
+_COLOURS = {  # the German stem; in French and Spanish masculine, feminine, and their plurals
+    "red": ("rot", "rouge rouge rouges rouges", "rojo roja rojos rojas"),
+    "orange": ("orangefarben", "orange orange orange orange", "naranja naranja naranjas naranjas"),
+    "yellow": ("gelb", "jaune jaune jaunes jaunes", "amarillo amarilla amarillos amarillas"),
+    "green": ("grün", "vert verte verts vertes", "verde verde verdes verdes"),
+    "blue": ("blau", "bleu bleue bleus bleues", "azul azul azules azules"),
+    "purple": ("violett", "violet violette violets violettes", "morado morada morados moradas"),
+    "black": ("schwarz", "noir noire noirs noires", "negro negra negros negras"),
+    "white": ("weiß", "blanc blanche blancs blanches", "blanco blanca blancos blancas"),
+}
+
+
 def _english(count: int, colour: str, noun: Noun) -> str:
     if count > 1:
         return f"{('two', 'three', 'four')[count - 2]} {colour} {noun.many}"
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {noun.one}"
 
 
-_GERMAN_STEMS = {
-    "red": "rot",
-    "orange": "orangefarben",
-    "yellow": "gelb",
-    "green": "grün",
-    "blue": "blau",
-    "purple": "violett",
-    "black": "schwarz",
-    "white": "weiß",
-}
-
-
 def _german(count: int, colour: str, noun: Noun) -> str:
-    stem = _GERMAN_STEMS[colour]
+    stem = _COLOURS[colour][0]
     if count > 1:
         return f"{('zwei', 'drei', 'vier')[count - 2]} {stem}e {noun.many}"
     article, ending = {"m": ("ein", "er"), "f": ("eine", "e"), "n": ("ein", "es")}[noun.gender]
     return f"{article} {stem}{ending} {noun.one}"
 
 
-_FRENCH_COLOURS = {  # masculine, feminine, and their plurals
-    "red": ("rouge", "rouge", "rouges", "rouges"),
-    "orange": ("orange", "orange", "orange", "orange"),
-    "yellow": ("jaune", "jaune", "jaunes", "jaunes"),
-    "green": ("vert", "verte", "verts", "vertes"),
-    "blue": ("bleu", "bleue", "bleus", "bleues"),
-    "purple": ("violet", "violette", "violets", "violettes"),
-    "black": ("noir", "noire", "noirs", "noires"),
-    "white": ("blanc", "blanche", "blancs", "blanches"),
-}
-_SPANISH_COLOURS = {
-    "red": ("rojo", "roja", "rojos", "rojas"),
-    "orange": ("naranja", "naranja", "naranjas", "naranjas"),
-    "yellow": ("amarillo", "amarilla", "amarillos", "amarillas"),
-    "green": ("verde", "verde", "verdes", "verdes"),
-    "blue": ("azul", "azul", "azules", "azules"),
-    "purple": ("morado", "morada", "morados", "moradas"),
-    "black": ("negro", "negra", "negros", "negras"),
-    "white": ("blanco", "blanca", "blancos", "blancas"),
-}
-
-
-def _colour_last(colours: Mapping[str, tuple[str, ...]], numbers: Sequence[str]) -> Callable[[int, str, Noun], str]:
-    """The order of French and Spanish: the colour follows its noun and agrees with it."""
+def _colour_last(column: int, numbers: Sequence[str]) -> Callable[[int, str, Noun], str]:
+    """The order of French and Spanish: the colour, from a column of _COLOURS, follows its noun and agrees with it."""
 
     def phrase(count: int, colour: str, noun: Noun) -> str:
         form = (noun.gender == "f") + 2 * (count > 1)
         number = numbers[count] if count > 1 else numbers[noun.gender == "f"]
-        return f"{number} {noun.many if count > 1 else noun.one} {colours[colour][form]}"
+        return f"{number} {noun.many if count > 1 else noun.one} {_COLOURS[colour][column].split()[form]}"
 
     return phrase
 
 
-def _nouns(**given: str) -> dict[str, Noun]:
-    return {shape: Noun(*words.split()) for shape, words in given.items()}
+def _nouns(column: int) -> dict[str, Noun]:
+    return {shape: Noun(*words[column].split()) for shape, words in _SHAPES.items()}
 
 
 LANGUAGES: dict[str, Language] = {
-    "en": Language(
-        _nouns(
-            circle="circle circles",
-            square="square squares",
-            triangle="triangle triangles",
-            star="star stars",
-            cross="cross crosses",
-            heart="heart hearts",
-            diamond="diamond diamonds",
-            ring="ring rings",
-        ),
-        _english,
-        " and ",
-    ),
-    "de": Language(
-        _nouns(
-            circle="Kreis Kreise m",
-            square="Quadrat Quadrate n",
-            triangle="Dreieck Dreiecke n",
-            star="Stern Sterne m",
-            cross="Kreuz Kreuze n",
-            heart="Herz Herzen n",
-            diamond="Raute Rauten f",
-            ring="Ring Ringe m",
-        ),
-        _german,
-        " und ",
-    ),
-    "fr": Language(
-        _nouns(
-            circle="cercle cercles m",
-            square="carré carrés m",
-            triangle="triangle triangles m",
-            star="étoile étoiles f",
-            cross="croix croix f",
-            heart="cœur cœurs m",
-            diamond="losange losanges m",
-            ring="anneau anneaux m",
-        ),
-        _colour_last(_FRENCH_COLOURS, ("un", "une", "deux", "trois", "quatre")),
-        " et ",
-    ),
-    "es": Language(
-        _nouns(
-            circle="círculo círculos m",
-            square="cuadrado cuadrados m",
-            triangle="triángulo triángulos m",
-            star="estrella estrellas f",
-            cross="cruz cruces f",
-            heart="corazón corazones m",
-            diamond="rombo rombos m",
-            ring="anillo anillos m",
-        ),
-        _colour_last(_SPANISH_COLOURS, ("un", "una", "dos", "tres", "cuatro")),
-        " y ",
-    ),
+    "en": Language(_nouns(0), _english, " and "),
+    "de": Language(_nouns(1), _german, " und "),
+    "fr": Language(_nouns(2), _colour_last(1, ("un", "une", "deux", "trois", "quatre")), " et "),
+    "es": Language(_nouns(3), _colour_last(2, ("un", "una", "dos", "tres", "cuatro")), " y "),
 }
 
 

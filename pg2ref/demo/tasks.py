@@ -91,6 +91,12 @@ def segment(scene: Scene, labels: Sequence[str], encode: MaskEncoder) -> Task:
     return Task("segment", f"segment {' ; '.join(labels)}", _listed(scene, labels, codes))
 
 
+def first_questions(scene: Scene) -> list[str]:
+    """What a visitor is shown first: prompts for a caption, and for everything there is."""
+    labels = dict.fromkeys(one.label for one in scene.objects)
+    return [caption(scene, "en").prompt, detect(scene, list(labels)).prompt]
+
+
 def draw_tasks(scene: Scene, dice: Dice, encode: MaskEncoder | None = None) -> list[Task]:
     """One task of each kind that can be asked about a scene; drawn by `dice`, so that a seed asks the same.
 

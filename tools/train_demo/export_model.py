@@ -46,17 +46,24 @@ def export(joint: Joint, mask_decoder: Path, folder: Path) -> None:
             write(name, bits)
 
 
+def export_run(folder: Path, out: Path) -> int:
+    """Export the weights that a run stands at; returns its step."""
+    joint = Joint()
+    state = torch.load(folder / "joint" / "state.pt", weights_only=True)
+    joint.load_state_dict(state["parts"]["joint"])
+    export(joint, folder / "mask_vae" / VAE_NAME, out)
+    step: int = state["step"]
+    return step
+
+
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(file_okay=False, path_type=Path))
 def main(folder: Path, out: Path) -> None:
     """Load, export, say how large it is."""
-    joint = Joint()
-    state = torch.load(folder / "joint" / "state.pt", weights_only=True)
-    joint.load_state_dict(state["parts"]["joint"])
-    export(joint, folder / "mask_vae" / VAE_NAME, out)
+    step = export_run(folder, out)
     size = sum(path.stat().st_size for path in out.iterdir())
-    click.echo(f"{out}: step {state['step']}, {size / 1e6:.1f} MB")
+    click.echo(f"{out}: step {step}, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mask_vae import MaskVae
 from patch_facts import patch_facts
 from PIL import Image
 from scene_examples import SIZES_PERCENT
-from seeds import SIZE_STREAM
+from seeds import FIRST_FOR_TRAINING, SIZE_STREAM
 
 from pg2ref.arrays import Array
 from pg2ref.demo.drawing.colours import COLOURS
@@ -65,6 +65,16 @@ def shard(folder: Path, first_seed: int, vae: MaskVae) -> Scenes:
         unfinished.replace(path)
     with np.load(path) as stored:
         return Scenes(*(stored[name] for name in Scenes._fields))
+
+
+def training_shard(folder: Path, reading: int, scenes: int, vae: MaskVae) -> Scenes:
+    """The shard that is read as the n-th, of the training scenes in a run's folder; after `scenes` from the first."""
+    return shard(folder / "scenes", FIRST_FOR_TRAINING + reading * SHARD % scenes, vae)
+
+
+def steps_in_shard(batch_size: int) -> int:
+    """How many whole batches of scenes it gives."""
+    return SHARD // batch_size
 
 
 def draw(seeds: range, vae: MaskVae) -> Scenes:

@@ -79,6 +79,15 @@ class Tally:
     def __init__(self) -> None:
         self.right: dict[str, list[bool]] = defaultdict(list)
         self.found: dict[str, list[Found]] = defaultdict(list)
+        self.kept: list[float] = []  # IoU of each object's mask that went through the codes alone
+
+    def add(self, other: "Tally") -> None:
+        """Join what was counted apart."""
+        for name, right in other.right.items():
+            self.right[name] += right
+        for name, found in other.found.items():
+            self.found[name] += found
+        self.kept += other.kept
 
     def rows(self) -> dict[str, tuple[float, int]]:
         """A value and how many answers or objects it is a mean of, by name."""
@@ -92,4 +101,6 @@ class Tally:
             rows["detect: precision at IoU 0.5"] = (hits / max(given, 1), given)
         if masks := [iou for one in self.found["segment"] for iou in one.mask_iou]:
             rows["segment: mean IoU of the mask"] = (float(np.mean(masks)), len(masks))
+        if self.kept:
+            rows["mask VAE alone: mean IoU"] = (float(np.mean(self.kept)), len(self.kept))
         return rows

@@ -13,28 +13,23 @@ import torch
 from answer_scores import scores
 from architecture import build, model_config
 from heads import Heads, measure, weighted
-from language import LocationTable, answer_loss, read
-from mask_vae import MaskVae, read_exported
-from optimiser import Optimiser, rate_share
+from language import LocationTable, Reading, answer_loss, read
+from lessons import Lesson, Lessons
+from optimiser import Optimiser
 from options import Options, training_options
 from oracle import Oracle
 from patch_targets import patch_targets, pixel_tensor
-from processes import join, rank, world
-from questions import PER_SCENE, Batch, batches
 from run import Run
-from scene_store import SHARD, Scenes, draw, shard
-from seeds import FIRST_FOR_TRAINING, VALIDATION
+from scene_store import Scenes, training_shard
+from stage import begin, train
 from torch import Tensor, nn
 from transformers import PaliGemmaForConditionalGeneration
-from vocabulary import FIRST_LOCATION, VOCAB_SIZE, write_tokenizer
+from vocabulary import FIRST_LOCATION, VOCAB_SIZE
 
-from pg2ref.checkpoint.vae_npz import VAE_NAME
-
-WARM_UP_STEPS = 100
 SIGMAS = (4.0, 3.0)  # of locations, in the tower's edges and in answers
 TOWER_SHARE = 0.2  # of the rate
 AUXILIARY_WEIGHT = 0.3
-FIT_SCENES, RIDGE = 1024, 1.0
+FIT_SHARDS, RIDGE = 2, 1.0
 DEFAULTS = Options(steps=40000, batch_size=6, highest_rate=1.2e-3, muon_rate=1.2e-3, final_share=0.3, scenes=131072)
 
 
@@ -61,7 +56,7 @@ class Joint(nn.Module):
         return [(inner.vision_tower, TOWER_SHARE), (self.heads, TOWER_SHARE), *((module, 1.0) for module in fast)]
 
 
-def begin(joint: Joint, folder: Path, vae: MaskVae) -> None:
+def take_over(joint: Joint, folder: Path, lessons: Lessons) -> None:
     """Take over what stages 1 and 2 have learned, and fit the projector between them."""
     vision, language = (
         torch.load(folder / stage / "state.pt", weights_only=True)["parts"] for stage in ("vision", "language")
@@ -73,8 +68,8 @@ def begin(joint: Joint, folder: Path, vae: MaskVae) -> None:
     joint.locations.load_state_dict(language["locations"])
     oracle = Oracle(inner.language_model.config.hidden_size)
     oracle.load_state_dict(language["oracle"])
-    scenes = [shard(folder / "scenes", FIRST_FOR_TRAINING + at, vae) for at in range(0, FIT_SCENES, SHARD)]
-    fit_projector(joint, oracle, scenes)
+    shards = [training_shard(folder, number, lessons.options.scenes, lessons.vae) for number in range(FIT_SHARDS)]
+    fit_projector(joint, oracle, shards)
 
 
 @torch.no_grad()
@@ -92,56 +87,48 @@ def fit_projector(joint: Joint, oracle: Oracle, scenes: list[Scenes]) -> float:
     return 1 - missed.item()
 
 
-def judge(joint: Joint, held_out: Scenes, asked: list[Batch]) -> dict[str, float]:
-    """Scores of answers and heads on held-out scenes."""
-    with torch.no_grad():
-        features, embeddings = joint.see(held_out)
-        readings = [
-            (read(joint.model, joint.locations, embeddings[batch.rows_S][batch.scene_Q], batch), batch)
-            for batch in asked
-        ]
-    seen = measure(joint.heads, features, patch_targets(held_out))
+def answers(joint: Joint, embeddings: Tensor, lesson: Lesson) -> Reading:
+    """What the model says, given the image embeddings of the lesson's scenes."""
+    return read(joint.model, joint.locations, lesson.of_questions(embeddings), lesson.batch)
+
+
+def learn(joint: Joint, lesson: Lesson) -> dict[str, float]:
+    """Gradients of the answers, and of what every patch should tell; returns the losses."""
+    features, embeddings = joint.see(lesson.scenes)
+    answered = answer_loss(answers(joint, embeddings, lesson), SIGMAS[1])
+    auxiliary = weighted(joint.heads.losses(features, patch_targets(lesson.scenes), SIGMAS[0]))
+    (answered + AUXILIARY_WEIGHT * auxiliary).backward()
+    return {"answers": answered.item(), "auxiliary": auxiliary.item()}
+
+
+@torch.no_grad()
+def judge(joint: Joint, lessons: Lessons) -> dict[str, float]:
+    """Scores of answers and heads on scenes not trained on."""
+    features, embeddings = joint.see(lessons.held_out)
+    readings = ((answers(joint, embeddings[one.batch.rows_S], one), one.batch) for one in lessons.judging)
+    seen = measure(joint.heads, features, patch_targets(lessons.held_out))
     return scores(readings) | {f"tower_{name}": value for name, value in seen.items()}
 
 
 @training_options(DEFAULTS)
 def main(folder: Path, options: Options) -> None:
     """Train the model in FOLDER, or go on training it."""
-    join()
-    torch.manual_seed(options.seed)
+    begin(options)
     joint = Joint()
-    tokenizer = write_tokenizer(folder / "model")
-    vae = read_exported(folder / "mask_vae" / VAE_NAME)
     optimiser = Optimiser(joint.groups(), options.highest_rate, options.muon_rate)
     run = Run(folder / "joint", {"joint": joint, "optimiser": optimiser})
+    lessons = Lessons(folder, options)
     if run.is_new:
-        begin(joint, folder, vae)
-    held_out = draw(VALIDATION[: options.validation], vae)
-    held_out_batches = batches(held_out, tokenizer, options.batch_size, VALIDATION.start, 0)
-    current = None
-    while run.step < options.last_step:
-        number, at = divmod(run.step, SHARD // options.batch_size)
-        if current is None or at == 0:
-            reading = number * world() + rank()
-            current = shard(folder / "scenes", FIRST_FOR_TRAINING + reading * SHARD % options.scenes, vae)
-            asked = batches(current, tokenizer, options.batch_size, FIRST_FOR_TRAINING + reading, number)
-        losses = learn(joint, current, asked[at])
-        optimiser.step(rate_share(run.step, options.steps, WARM_UP_STEPS, options.final_share))
-        run.stepped(losses)
-        if run.step % options.log_every == 0 or run.step == options.steps:
-            questions = run.step * options.batch_size * PER_SCENE * world()
-            run.log(judge(joint, held_out, held_out_batches), questions=questions)
-    run.save()
-
-
-def learn(joint: Joint, scenes: Scenes, batch: Batch) -> dict[str, float]:
-    """Gradients of the answers, and of what every patch should tell; returns the losses."""
-    shown = scenes.take(batch.rows_S)
-    features, embeddings = joint.see(shown)
-    answers = answer_loss(read(joint.model, joint.locations, embeddings[batch.scene_Q], batch), SIGMAS[1])
-    auxiliary = weighted(joint.heads.losses(features, patch_targets(shown), SIGMAS[0]))
-    (answers + AUXILIARY_WEIGHT * auxiliary).backward()
-    return {"answers": answers.item(), "auxiliary": auxiliary.item()}
+        take_over(joint, folder, lessons)
+    train(
+        run,
+        optimiser,
+        options,
+        lessons_of=lessons.of_shard,
+        learn=lambda lesson: learn(joint, lesson),
+        judge=lambda: judge(joint, lessons),
+        counted={"questions": lessons.questions},
+    )
 
 
 if __name__ == "__main__":

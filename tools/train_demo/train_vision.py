@@ -13,18 +13,18 @@ import torch
 from architecture import build, model_config
 from heads import Heads, measure, weighted
 from mask_vae import read_exported
-from optimiser import Optimiser, rate_share
+from optimiser import Optimiser
 from options import Options, training_options
 from patch_targets import patch_targets, pixel_tensor
-from processes import join, rank, world
+from processes import rank, world
 from run import Run
-from scene_store import SHARD, Scenes, draw, shard
-from seeds import FIRST_FOR_TRAINING, VALIDATION
+from scene_store import Scenes, draw, steps_in_shard, training_shard
+from seeds import VALIDATION
+from stage import begin, train
 from torch import nn
 
 from pg2ref.checkpoint.vae_npz import VAE_NAME
 
-WARM_UP_STEPS = 100
 SIGMAS = (12.0, 4.0)  # of the soft targets of the edges, in bins, from the first step to the last
 DEFAULTS = Options(steps=6000, batch_size=16, highest_rate=1.5e-3, muon_rate=1.5e-3, final_share=0.35, scenes=65536)
 
@@ -40,39 +40,34 @@ def see(tower: nn.Module, scenes: Scenes) -> torch.Tensor:
         return tower(pixel_tensor(scenes)).last_hidden_state.float()
 
 
-@torch.no_grad()
-def judge(tower: nn.Module, heads: Heads, held_out: Scenes) -> dict[str, float]:
-    """How much the heads can read, on scenes not trained on."""
-    return measure(heads, see(tower, held_out), patch_targets(held_out))
-
-
 @training_options(DEFAULTS)
 def main(folder: Path, options: Options) -> None:
     """Train the tower in FOLDER, or go on training it."""
-    join()
-    torch.manual_seed(options.seed)
+    begin(options)
     tower = new_tower()
     heads = Heads(tower.config.hidden_size)
     optimiser = Optimiser([(tower, 1.0), (heads, 1.0)], options.highest_rate, options.muon_rate)
     run = Run(folder / "vision", {"tower": tower, "heads": heads, "optimiser": optimiser})
     vae = read_exported(folder / "mask_vae" / VAE_NAME)
     held_out = draw(VALIDATION[: options.validation], vae)
-    current = None
-    while run.step < options.last_step:
-        number, at = divmod(run.step, SHARD // options.batch_size)
-        if current is None or at == 0:
-            reading = number * world() + rank()
-            current = shard(folder / "scenes", FIRST_FOR_TRAINING + reading * SHARD % options.scenes, vae)
-        shown = current.take(slice(at * options.batch_size, (at + 1) * options.batch_size))
+
+    def lessons_of(number: int) -> list[Scenes]:
+        scenes = training_shard(folder, number * world() + rank(), options.scenes, vae)
+        starts = (at * options.batch_size for at in range(steps_in_shard(options.batch_size)))
+        return [scenes.take(slice(start, start + options.batch_size)) for start in starts]
+
+    def learn(shown: Scenes) -> dict[str, float]:
         sigma = SIGMAS[0] * (SIGMAS[1] / SIGMAS[0]) ** (run.step / options.steps)
         losses = heads.losses(see(tower, shown), patch_targets(shown), sigma)
         weighted(losses).backward()
-        optimiser.step(rate_share(run.step, options.steps, WARM_UP_STEPS, options.final_share))
-        run.stepped({kind: loss.item() for kind, loss in losses.items()})
-        if run.step % options.log_every == 0 or run.step == options.steps:
-            images = run.step * options.batch_size * world()
-            run.log(judge(tower, heads, held_out), images=images)
-    run.save()
+        return {kind: loss.item() for kind, loss in losses.items()}
+
+    @torch.no_grad()
+    def judge() -> dict[str, float]:
+        return measure(heads, see(tower, held_out), patch_targets(held_out))
+
+    counted = {"images": options.batch_size}
+    train(run, optimiser, options, lessons_of=lessons_of, learn=learn, judge=judge, counted=counted)
 
 
 if __name__ == "__main__":
