@@ -14,7 +14,7 @@ from PIL import Image
 from pg2ref.demo.scene import draw_scene
 from pg2ref.demo.truth import truth_of
 
-NOTE = "pg2ref: pg2ref-shapes answers, the built-in model for synthetic scenes, not Google's; for photographs `pg2ref download "
+NOTE = "pg2ref: pg2ref-shapes answers, the built-in model for synthetic scenes, not Google's; for photographs `pg2ref "
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def open_model(name: str | None, *, quiet: bool = False, **choices: Any) -> "Mod
 
     model = load(name, **choices)
     if model.described["builtin"] and not quiet:
-        from pg2ref.checkpoint.locate import EXAMPLE_ID
+        from pg2ref.hub.names import EXAMPLE_ID
 
         click.echo(
             f"pg2ref: {model.described['id']} answers, the built-in model for synthetic scenes, not Google's; for "

@@ -91,7 +91,7 @@ def command(
     chosen = choose_points(points)
     precision = "f64" if with_floor else precision or trace_precision(model_name)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
-    model = open_model(name, **computed)
+    model = open_model(name, quiet=quiet, **computed)
     try:
         recorded = record(
             model,
