@@ -66,7 +66,8 @@ def decode_work(model: PaliGemma, cache: KVCache, precision: str) -> Work:
 
 def decoder_matrices(model: PaliGemma) -> list[Weight]:
     """All matrices of the decoder's layers."""
-    return [weight for layer in model.params.language_model.layers for weight in layer if len(weight.shape) == 2]
+    leaves = [weight for layer in model.params.language_model.layers for weight in layer if weight is not None]
+    return [weight for weight in leaves if len(weight.shape) == 2]
 
 
 def linear_operations(weights: list[Weight], rows: int, precision: str) -> "Counter[str]":
@@ -88,5 +89,5 @@ def keys_read(text: Gemma2Config, slot_T: Array, prefix_length: int, policy: str
 
 
 def stored_bytes(weights: Any) -> int:
-    """Bytes of an array or quantised matrix, or of all of them in nested tuples."""
-    return int(weights.nbytes) if hasattr(weights, "nbytes") else sum(map(stored_bytes, weights))
+    """Bytes of an array or quantised matrix, or of all of them in nested tuples; None is a norm that Gemma 1 lacks."""
+    return int(weights.nbytes) if hasattr(weights, "nbytes") else sum(map(stored_bytes, weights or ()))

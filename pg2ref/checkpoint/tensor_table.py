@@ -90,7 +90,11 @@ def vision_shapes(config: SiglipConfig) -> Shapes:
 
 
 def text_shapes(config: Gemma2Config) -> Shapes:
-    """The decoder's tensors; no biases, and norms store w of (1 + w)."""
+    """The decoder's tensors; no biases, and norms store w of (1 + w).
+
+    Gemma 1 has two norms a layer, and calls the one before the MLP `post_attention_layernorm`, as Llama does; in
+    Gemma 2 that is the norm of what attention adds (Transformers, modeling_gemma.py and modeling_gemma2.py).
+    """
     D, F = config.hidden_size, config.intermediate_size
     query_width = config.num_attention_heads * config.head_dim
     key_width = config.num_key_value_heads * config.head_dim
@@ -101,12 +105,12 @@ def text_shapes(config: Gemma2Config) -> Shapes:
         "self_attn.v_proj": (key_width, D),
         "self_attn.o_proj": (D, query_width),
         "post_attention_layernorm": (D,),
-        "pre_feedforward_layernorm": (D,),
         "mlp.gate_proj": (F, D),
         "mlp.up_proj": (F, D),
         "mlp.down_proj": (D, F),
-        "post_feedforward_layernorm": (D,),
     }
+    if config.post_norms:
+        leaves |= {"pre_feedforward_layernorm": (D,), "post_feedforward_layernorm": (D,)}
     shapes: Shapes = {"language_model.embed_tokens.weight": (config.vocab_size, D)}
     for i in range(config.num_hidden_layers):
         shapes |= {f"language_model.layers.{i}.{leaf}.weight": shape for leaf, shape in leaves.items()}
@@ -134,7 +138,12 @@ def assemble(config: PaliGemmaConfig, tensors: Mapping[str, Any]) -> Params:
         language_model=Gemma2Params(
             embed_tokens=embed_tokens,
             layers=tuple(
-                DecoderLayer(**{leaf: tensors[f"{path}.weight"] for leaf, path in _text_layer_paths(i).items()})
+                DecoderLayer(
+                    **{
+                        leaf: tensors[f"{path}.weight"] if path else None
+                        for leaf, path in _text_layer_paths(i, config.text.post_norms).items()
+                    }
+                )
                 for i in range(config.text.num_hidden_layers)
             ),
             norm=tensors["language_model.norm.weight"],
@@ -148,9 +157,15 @@ def _vision_layer_paths(layer: int) -> dict[str, str]:
     return {leaf: at + _folder_of(leaf) + leaf for leaf in SiglipLayer._fields}
 
 
-def _text_layer_paths(layer: int) -> dict[str, str]:
+def _text_layer_paths(layer: int, post_norms: bool) -> dict[str, str | None]:
+    """Where each of our leaves lies; without post-norms the norm before the MLP has another name (text_shapes)."""
     at = f"language_model.layers.{layer}."
-    return {leaf: at + _folder_of(leaf) + leaf for leaf in DecoderLayer._fields}
+    paths: dict[str, str | None] = {leaf: at + _folder_of(leaf) + leaf for leaf in DecoderLayer._fields}
+    if not post_norms:
+        before_mlp = paths["post_attention_layernorm"]
+        paths |= {"post_attention_layernorm": None, "post_feedforward_layernorm": None}
+        paths["pre_feedforward_layernorm"] = before_mlp
+    return paths
 
 
 def _folder_of(leaf: str) -> str:

@@ -1,5 +1,7 @@
 """Step 6 of 9: embeddings -> logits, by the Gemma 2 decoder (arXiv:2408.00118). Next: paligemma.py.
 
+Gemma 1, the decoder of PaliGemma 1 (arXiv:2407.07726), is the same without post-norms, soft caps and windows.
+
 Side steps: ops.py (norms, soft caps, attention), rope.py, masks.py, kv_cache.py. Rows of several sequences may share
 the T axis: linear layers and norms do not care whose row it is, attention goes sequence by sequence.
 """
@@ -29,12 +31,12 @@ class DecoderLayer(NamedTuple):
     k_proj: Weight
     v_proj: Weight
     o_proj: Weight
-    post_attention_layernorm: Array
+    post_attention_layernorm: Array | None  # None in Gemma 1
     pre_feedforward_layernorm: Array
     gate_proj: Weight
     up_proj: Weight
     down_proj: Weight
-    post_feedforward_layernorm: Array
+    post_feedforward_layernorm: Array | None  # likewise
 
 
 class Gemma2Params(NamedTuple):
@@ -118,18 +120,25 @@ def decode_layer(
     ops: Ops,
     tap: Tap,
 ) -> Array:
-    """One block: attention, then the gated MLP; a norm before and after each, then added to the stream."""
+    """One block: attention, then the gated MLP; a norm before and after each, then added to the stream.
+
+    Gemma 1 has no norm after them.
+    """
     stage, eps = f"text/layer_{index:02d}", config.rms_norm_eps
     normed_TD = tap(f"{stage}/input_layernorm", ops.rms_norm(hidden_TD, layer.input_layernorm, eps))
-    attended_TD = attend(layer, config, normed_TD, index, attention, ops, tap)
-    branch_TD = ops.rms_norm(attended_TD, layer.post_attention_layernorm, eps)
-    hidden_TD = hidden_TD + tap(f"{stage}/post_attention_layernorm", branch_TD)
+    branch_TD = attend(layer, config, normed_TD, index, attention, ops, tap)
+    if config.post_norms:
+        branch_TD = ops.rms_norm(branch_TD, layer.post_attention_layernorm, eps)
+        tap(f"{stage}/post_attention_layernorm", branch_TD)
+    hidden_TD = hidden_TD + branch_TD
     normed_TD = ops.rms_norm(hidden_TD, layer.pre_feedforward_layernorm, eps)
     tap(f"{stage}/pre_feedforward_layernorm", normed_TD)
     gated_TF = tap(f"{stage}/gated_gelu", ops.gated_linear(normed_TD, layer.gate_proj, layer.up_proj))
     branch_TD = tap(f"{stage}/down_proj", ops.linear(gated_TF, layer.down_proj))
-    branch_TD = ops.rms_norm(branch_TD, layer.post_feedforward_layernorm, eps)
-    return tap(f"{stage}/out", hidden_TD + tap(f"{stage}/post_feedforward_layernorm", branch_TD))
+    if config.post_norms:
+        branch_TD = ops.rms_norm(branch_TD, layer.post_feedforward_layernorm, eps)
+        tap(f"{stage}/post_feedforward_layernorm", branch_TD)
+    return tap(f"{stage}/out", hidden_TD + branch_TD)
 
 
 def attend(
