@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from pg2ref.adapters.adapter import Adapter, read_adapter
+from pg2ref.adapters.apply import with_adapters
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, load_checkpoint, not_finite_tensors
 from pg2ref.checkpoint.locate import locate
@@ -44,6 +46,7 @@ def load(
     window: str | None = None,
     loc_scale: int | None = None,
     vae: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
 ) -> "Model":
     """Open a checkpoint: a folder, or the name of one in the local Hugging Face cache. Nothing is downloaded.
 
@@ -59,6 +62,7 @@ def load(
         window: likewise; see model/masks.py.
         loc_scale: likewise, 1023 or 1024; see outputs/detection.py.
         vae: the mask decoder, big_vision's vae-oid.npz; by default the file of that name in the model's folder, if any.
+        adapters: LoRA folders as peft writes them, applied in this order; see adapters/apply.py.
 
     Raises:
         ModelNotAvailableError: there is nothing under that name.
@@ -66,6 +70,8 @@ def load(
         UsageError: an option has no such value, or the weights cannot be computed with so.
     """
     started = time.perf_counter()
+    if isinstance(adapters, (str, Path)):
+        raise UsageError(f"adapters is {str(adapters)!r}, expected a list of folders")
     if name is None:
         raise UsageError("no model given: name a checkpoint folder, or one in the Hugging Face cache")
     if backend is None:
@@ -76,9 +82,12 @@ def load(
     vae_file = Path(vae) if vae is not None else folder / VAE_NAME
     mask_decoder = read_mask_decoder(vae_file) if vae is not None or vae_file.exists() else None
     checkpoint = load_checkpoint(folder)
+    precision = choose_precision(backend, precision, checkpoint.weight_type)
+    read = [read_adapter(Path(adapter), checkpoint.config) for adapter in adapters]
+    if read:
+        checkpoint = with_adapters(checkpoint, read, in_bf16=precision not in ("f32", "f64"))
     tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
     check_vocabulary(checkpoint, tokenizer.vocab_size)
-    precision = choose_precision(backend, precision, checkpoint.weight_type)
     dtype = np.dtype(np.float64 if precision == "f64" else np.float32)
     numbers = PaliGemma(
         checkpoint.params,
@@ -94,8 +103,10 @@ def load(
         "dtype": precision,
         "backend": backend,
         "weights": checkpoint.weight_type,
+        "adapters": [str(adapter) for adapter in adapters],
     }
-    return Model(checkpoint, tokenizer, numbers, policy, described, time.perf_counter() - started, mask_decoder)
+    seconds = time.perf_counter() - started
+    return Model(checkpoint, tokenizer, numbers, policy, described, seconds, mask_decoder, read)
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,10 @@ class Model:
         tokenizer: Tokenizer,
         numbers: PaliGemma,
         policy: Policy,
-        described: dict[str, str | None],
+        described: dict[str, Any],
         load_seconds: float,
         mask_decoder: MaskDecoder | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -127,6 +139,7 @@ class Model:
         self.described = described
         self.load_seconds = load_seconds
         self.mask_decoder = mask_decoder
+        self.adapters = adapters
 
     def generate(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Result:
         """Answer a prompt about one image or several; options as for `stream`."""

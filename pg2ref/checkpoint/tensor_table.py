@@ -138,13 +138,10 @@ def assemble(config: PaliGemmaConfig, tensors: Mapping[str, Any]) -> Params:
         language_model=Gemma2Params(
             embed_tokens=embed_tokens,
             layers=tuple(
-                DecoderLayer(
-                    **{
-                        leaf: tensors[f"{path}.weight"] if path else None
-                        for leaf, path in _text_layer_paths(i, config.text.post_norms).items()
-                    }
+                DecoderLayer(**{leaf: path and tensors[f"{path}.weight"] for leaf, path in paths.items()})
+                for paths in (
+                    _text_layer_paths(i, config.text.post_norms) for i in range(config.text.num_hidden_layers)
                 )
-                for i in range(config.text.num_hidden_layers)
             ),
             norm=tensors["language_model.norm.weight"],
             lm_head=tensors.get(LM_HEAD, embed_tokens),  # a head in the file is used even where the config ties it
@@ -157,10 +154,10 @@ def _vision_layer_paths(layer: int) -> dict[str, str]:
     return {leaf: at + _folder_of(leaf) + leaf for leaf in SiglipLayer._fields}
 
 
-def _text_layer_paths(layer: int, post_norms: bool) -> dict[str, str | None]:
-    """Where each of our leaves lies; without post-norms the norm before the MLP has another name (text_shapes)."""
+def _text_layer_paths(layer: int, post_norms: bool) -> dict[str, Any]:
+    """Where each of our leaves lies, or None; without post-norms the norm before the MLP is called otherwise."""
     at = f"language_model.layers.{layer}."
-    paths: dict[str, str | None] = {leaf: at + _folder_of(leaf) + leaf for leaf in DecoderLayer._fields}
+    paths: dict[str, Any] = {leaf: at + _folder_of(leaf) + leaf for leaf in DecoderLayer._fields}
     if not post_norms:
         before_mlp = paths["post_attention_layernorm"]
         paths |= {"post_attention_layernorm": None, "post_feedforward_layernorm": None}

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pg2ref.cli.objects import check_pictures, object_options, say_what_is_wrong, write_pictures
-from pg2ref.cli.options import computation_options, json_option, model_option, open_model, required_model
+from pg2ref.cli.options import (
+    adapter_option,
+    computation_options,
+    json_option,
+    model_option,
+    open_model,
+    required_model,
+)
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
 
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
 @click.command("generate", short_help="Answer a prompt about an image.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
+@adapter_option
 @click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
 @click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
 def command(
     images: tuple[str, ...],
     name: str | None,
+    adapters: tuple[str, ...],
     prompt: str,
     no_cache: bool,
     precision: str | None,
@@ -66,6 +75,7 @@ def command(
     \b
     pg2ref generate photo.jpg -m ./paligemma2-3b-mix-224
     pg2ref generate photo.jpg -m google/paligemma2-3b-mix-224 -p "answer en how many cats?"
+    pg2ref generate photo.jpg -m google/paligemma2-3b-pt-224 --adapter ./my-lora
     pg2ref generate left.png right.png -m ./nlvr2 -p "answer en both show a dog" --json
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
     """
@@ -74,7 +84,7 @@ def command(
     sources, prompt = read_stdin(images, prompt)
     line = ProgressLine(enabled=not quiet)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
-    model = open_model(name, vae=vae, loc_scale=loc_scale, **computed)
+    model = open_model(name, adapters=adapters, vae=vae, loc_scale=loc_scale, **computed)
     if verbose:
         describe(model)
     answer = model.stream(
@@ -106,6 +116,11 @@ def describe(model: "Model") -> None:
         f"{computed['backend']}",
         err=True,
     )
+    for adapter in model.adapters:
+        click.echo(
+            f"{adapter.folder}: {len(adapter.low_rank)} matrices adapted, {len(adapter.replaced)} tensors replaced",
+            err=True,
+        )
 
 
 def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_tokens: int, logprobs: int) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "tokenize": "pg2ref.cli.tokenize",
     "bench": "pg2ref.cli.bench",
     "quantize": "pg2ref.cli.quantize",
+    "merge": "pg2ref.cli.merge",
 }
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE: whoever read our output has closed it
@@ -64,6 +65,7 @@ def group() -> None:
     pg2ref inspect google/paligemma2-3b-mix-224
     pg2ref tokenize "detect cat ; dog" -m google/paligemma2-3b-mix-224
     pg2ref quantize -m google/paligemma2-3b-mix-224 -o ./mix-int8 --to int8
+    pg2ref merge -m google/paligemma2-3b-pt-224 --adapter ./my-lora -o ./mine
     """
 
 

@@ -29,6 +29,13 @@ model_option = click.option(
     metavar="MODEL",
     help="A checkpoint folder, or org/name[@revision] in the local Hugging Face cache.",
 )
+adapter_option = click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR",
+    multiple=True,
+    help="A LoRA folder as peft writes it; may be given several times.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 

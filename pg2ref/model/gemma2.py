@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pg2ref.adapted import LinearWeight, embedding_rows
 from pg2ref.arrays import Array
 from pg2ref.config import Gemma2Config
 from pg2ref.errors import ShapeError
@@ -19,7 +20,6 @@ from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.masks import KeyRanges
 from pg2ref.model.ops import attention_weights
-from pg2ref.quantized import Weight, pick_rows
 from pg2ref.trace import Tap, no_tap
 
 
@@ -27,25 +27,25 @@ class DecoderLayer(NamedTuple):
     """One block; the fields have the checkpoint's leaf names, matrices lie as in the file: (outputs, inputs)."""
 
     input_layernorm: Array
-    q_proj: Weight
-    k_proj: Weight
-    v_proj: Weight
-    o_proj: Weight
+    q_proj: LinearWeight
+    k_proj: LinearWeight
+    v_proj: LinearWeight
+    o_proj: LinearWeight
     post_attention_layernorm: Array | None  # None in Gemma 1
     pre_feedforward_layernorm: Array
-    gate_proj: Weight
-    up_proj: Weight
-    down_proj: Weight
+    gate_proj: LinearWeight
+    up_proj: LinearWeight
+    down_proj: LinearWeight
     post_feedforward_layernorm: Array | None  # likewise
 
 
 class Gemma2Params(NamedTuple):
     """The decoder's weights. `lm_head` is `embed_tokens` itself unless the file holds one of its own."""
 
-    embed_tokens: Weight  # (V, D)
+    embed_tokens: LinearWeight  # (V, D)
     layers: tuple[DecoderLayer, ...]
     norm: Array
-    lm_head: Weight  # (V, D)
+    lm_head: LinearWeight  # (V, D)
 
 
 class Attention(NamedTuple):
@@ -62,7 +62,7 @@ def embed(params: Gemma2Params, config: Gemma2Config, ids_T: Array, dtype: np.dt
     """Text embeddings `text_embeddings_TD`, times the square root of the width."""
     if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= config.vocab_size):
         raise ShapeError(f"token ids must lie in 0 to {config.vocab_size - 1}, got {ids_T.min()} to {ids_T.max()}")
-    return pick_rows(params.embed_tokens, ids_T, dtype) * config.embedding_scale
+    return embedding_rows(params.embed_tokens, ids_T, dtype) * config.embedding_scale
 
 
 def decode(

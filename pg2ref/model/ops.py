@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pg2ref.adapted import LinearWeight
 from pg2ref.arrays import Array, f32_to_bf16, widen
 from pg2ref.model.masks import KeyRanges
 from pg2ref.quantized import GROUP, HIGHEST, QuantizedMatrix, Weight, widen_rows
@@ -23,9 +24,9 @@ RUN = 128  # products summed by one matrix product; a sum's rounding error grows
 
 
 class Affine(NamedTuple):
-    """A weight and its bias: of a linear layer (O, D) and (O,), of a LayerNorm (E,) and (E,), never quantised."""
+    """A weight and its bias: of a linear layer (O, D) and (O,), of a LayerNorm (E,) and (E,), which is an array."""
 
-    weight: Weight
+    weight: LinearWeight
     bias: Array
 
 
