@@ -144,7 +144,7 @@ def test_rows_are_not_rounded_for_what_adapters_add(base: Checkpoint, thin: dict
     """In bf16 W sees rounded rows, the adapter does not (as peft, whose matrices are float32 by default)."""
     base_OD = f32_to_bf16(rng.normal(size=(48, 32)).astype(np.float32))
     down_RD, up_OR = rng.normal(size=(3, 32)).astype(np.float32), rng.normal(size=(48, 3)).astype(np.float32)
-    matrix = AdaptedMatrix(base_OD, down_RD, up_OR, None)
+    matrix = AdaptedMatrix(base_OD, down_RD, np.ascontiguousarray(up_OR.T), None)
     x_TD = rng.normal(size=(5, 32)).astype(np.float32)
     rounded_TD = bf16_to_f32(f32_to_bf16(x_TD)).astype(np.float64)
     exact_TO = rounded_TD @ bf16_to_f32(base_OD).T + x_TD.astype(np.float64) @ (up_OR.astype(np.float64) @ down_RD).T

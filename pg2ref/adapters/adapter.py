@@ -35,10 +35,10 @@ WRAPPER_PATTERN = re.compile(r"\.(base_layer|modules_to_save\.default|modules_to
 
 
 class LowRank(NamedTuple):
-    """What an adapter adds to one matrix (O, D): `scale` times up @ down, and with DoRA a length for each row."""
+    """What an adapter adds to one matrix (O, D): `scale` times up.T @ down, and with DoRA a length for each row."""
 
     down_RD: Array  # float32
-    up_OR: Array
+    up_RO: Array
     scale: float
     magnitude_O: Array | None
 
@@ -160,6 +160,6 @@ def _module_problems(
 
 def _low_rank(parts: Mapping[str, Array], scale: float) -> LowRank:
     widened = {part: widen(tensor, np.dtype(np.float32)) for part, tensor in parts.items()}
-    if EMBEDDING_DOWN in widened:  # kept the other way round: (A.T, V rows) times (B.T, D columns)
-        return LowRank(widened[EMBEDDING_UP].T, widened[EMBEDDING_DOWN].T, scale, None)
-    return LowRank(widened[DOWN], widened[UP], scale, widened.get(MAGNITUDE))
+    if EMBEDDING_DOWN in widened:  # its rows are what a token looks up, and the other ends at the width
+        return LowRank(widened[EMBEDDING_UP].T, widened[EMBEDDING_DOWN], scale, None)
+    return LowRank(widened[DOWN], widened[UP].T, scale, widened.get(MAGNITUDE))

@@ -93,22 +93,22 @@ def beside(base: Weight, additions: Sequence[LowRank]) -> AdaptedMatrix:
     ups: list[Array] = []
     gain_O: Array | None = None
     for addition in additions:
-        up_OR: Array = addition.up_OR * np.float32(addition.scale)
+        up_RO: Array = addition.up_RO * np.float32(addition.scale)
         if addition.magnitude_O is not None:
-            own_gain_O = addition.magnitude_O / row_lengths(base, up_OR, addition.down_RD)
-            ups = [earlier_OR * own_gain_O[:, None] for earlier_OR in ups]
-            up_OR = up_OR * own_gain_O[:, None]
+            own_gain_O = addition.magnitude_O / row_lengths(base, up_RO, addition.down_RD)
+            ups = [earlier_RO * own_gain_O for earlier_RO in ups]
+            up_RO = up_RO * own_gain_O
             gain_O = own_gain_O if gain_O is None else gain_O * own_gain_O
-        ups.append(up_OR)
+        ups.append(up_RO)
     down_RD = np.concatenate([addition.down_RD for addition in additions])
-    return AdaptedMatrix(base, np.ascontiguousarray(down_RD), np.concatenate(ups, axis=1), gain_O)
+    return AdaptedMatrix(base, np.ascontiguousarray(down_RD), np.ascontiguousarray(np.concatenate(ups)), gain_O)
 
 
-def row_lengths(base: Weight, up_OR: Array, down_RD: Array) -> Array:
-    """The Euclidean length of each row of `base + up @ down`, in float32 (arXiv:2402.09353, equation 5)."""
+def row_lengths(base: Weight, up_RO: Array, down_RD: Array) -> Array:
+    """The Euclidean length of each row of `base + up.T @ down`, in float32 (arXiv:2402.09353, equation 5)."""
     lengths_O = np.empty(base.shape[0], np.float32)
     step = max(1, CHUNK // base.shape[1])
     for start in range(0, base.shape[0], step):
-        rows_OD = widen_rows(base, FLOAT32, start, start + step) + up_OR[start : start + step] @ down_RD
+        rows_OD = widen_rows(base, FLOAT32, start, start + step) + up_RO[:, start : start + step].T @ down_RD
         lengths_O[start : start + step] = np.sqrt(np.einsum("od,od->o", rows_OD, rows_OD))
     return lengths_O

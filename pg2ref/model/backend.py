@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pg2ref.adapted import AdaptedMatrix, LinearWeight
-from pg2ref.arrays import Array, f32_to_bf16, widen
+from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
 from pg2ref.policy import BACKENDS, INTEGER_PRECISIONS, PRECISIONS
@@ -39,10 +39,10 @@ class Ops(NamedTuple):
     attend: Callable[..., Array]
 
 
-def adaptable(stored_each: Callable[..., list[Array]], exact: Callable[..., Array]) -> LinearEach:
+def adaptable(stored_each: Callable[..., list[Array]], add_thin: Callable[..., Array]) -> LinearEach:
     """`linear_each` for adapted matrices too, out of one for stored matrices.
 
-    What adapters add is computed beside it by `exact`, from rows that are not rounded, whatever the precision.
+    What adapters add is computed beside it by `add_thin`, from rows that are not rounded, whatever the precision.
     """
 
     def linear_each(
@@ -60,10 +60,7 @@ def adaptable(stored_each: Callable[..., list[Array]], exact: Callable[..., Arra
         ]
 
     def adapt(x_TD: Array, out_TO: Array, weight: AdaptedMatrix, bias_O: Array | None) -> Array:
-        if weight.gain_O is not None:
-            out_TO = out_TO * weight.gain_O.astype(out_TO.dtype)
-        out_TO = out_TO + exact(exact(x_TD, weight.down_RD), weight.up_OR)
-        return out_TO if bias_O is None else out_TO + widen(bias_O, out_TO.dtype)
+        return add_thin(out_TO, x_TD, weight.down_RD, weight.up_RO, weight.gain_O, bias_O)
 
     return linear_each
 
@@ -74,7 +71,7 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
     def stored_each(x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None]) -> list[Array]:
         return [linear(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
 
-    linear_each = adaptable(stored_each, ops.linear)
+    linear_each = adaptable(stored_each, ops.add_thin)
 
     def linear_one(x_TD: Array, weight_OD: LinearWeight, bias_O: Array | None = None) -> Array:
         return linear_each(x_TD, [weight_OD], [bias_O])[0]
@@ -104,7 +101,7 @@ REFERENCE_INTEGER = reference(ops.linear_integer, ops.attend_bf16)
 @cache
 def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here, when somebody asks for them."""
-    from pg2ref.kernels import attention, elementwise, linear, quantized, stored
+    from pg2ref.kernels import attention, elementwise, linear, quantized, stored, thin
 
     is_bf16 = precision != "f32"
 
@@ -116,7 +113,7 @@ def fast(precision: str) -> Ops:
             return linear.multiply(x_TD, plain, biases, is_bf16=is_bf16)
         return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
 
-    linear_each = adaptable(stored_each, linear.linear)
+    linear_each = adaptable(stored_each, thin.add_thin)
 
     def linear_one(x_TD: Array, weight_OD: LinearWeight, bias_O: Array | None = None) -> Array:
         return linear_each(x_TD, [weight_OD], [bias_O])[0]

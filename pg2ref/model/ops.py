@@ -48,6 +48,16 @@ def linear(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array
     return out_TO
 
 
+def add_thin(
+    out_TO: Array, x_TD: Array, down_RD: Array, up_RO: Array, gain_O: Array | None, bias_O: Array | None
+) -> Array:
+    """What adapters make of a product with the stored matrix: `gain * out + (x @ down.T) @ up + bias`, in place."""
+    if gain_O is not None:
+        out_TO *= gain_O.astype(out_TO.dtype)
+    out_TO += linear(linear(x_TD, down_RD), up_RO.T, bias_O)
+    return out_TO
+
+
 def linear_bf16(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
     """The same with the rows rounded to bf16 first, and the weights too where they are stored with more."""
     if not isinstance(weight_OD, QuantizedMatrix) and weight_OD.dtype in (np.float16, np.float32, np.float64):
