@@ -13,8 +13,8 @@ import numpy as np
 from pg2ref.adapters.adapter import Adapter, read_adapter
 from pg2ref.adapters.apply import with_adapters
 from pg2ref.arrays import Array
-from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, load_checkpoint, not_finite_tensors
-from pg2ref.checkpoint.locate import locate
+from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, not_finite_tensors
+from pg2ref.checkpoint.open import open_checkpoint
 from pg2ref.checkpoint.vae_npz import VAE_NAME, read_mask_decoder
 from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.generation.beam import beam_search
@@ -47,11 +47,12 @@ def load(
     loc_scale: int | None = None,
     vae: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
+    tokenizer_file: str | Path | None = None,
 ) -> "Model":
     """Open a checkpoint: a folder, or the name of one in the local Hugging Face cache. Nothing is downloaded.
 
     Args:
-        name: a folder with config.json, or `org/name[@revision]`.
+        name: a folder with config.json, `org/name[@revision]`, or an .npz of big_vision.
         precision: `f32` activations and sums; `bf16`, the same but rounded before each linear layer; `f64`, the truth
             that judges both; `int8` and `int4`, integer products, for checkpoints that are quantised so. By default
             what the kernels are quickest with: the type of quantised weights, `bf16` where the processor multiplies
@@ -63,6 +64,7 @@ def load(
         loc_scale: likewise, 1023 or 1024; see outputs/detection.py.
         vae: the mask decoder, big_vision's vae-oid.npz; by default the file of that name in the model's folder, if any.
         adapters: LoRA folders as peft writes them, applied in this order; see adapters/apply.py.
+        tokenizer_file: a tokenizer.model or tokenizer.json; by default that in the model's folder.
 
     Raises:
         ModelNotAvailableError: there is nothing under that name.
@@ -78,15 +80,17 @@ def load(
         backend = "numpy" if precision == "f64" else "numba"
     operations(backend, precision or "f32")  # refuses names before anything is read
     policy = _policy(preset, resize, window, loc_scale)
-    folder = locate(name)
+    checkpoint = open_checkpoint(name)
+    folder = checkpoint.folder
     vae_file = Path(vae) if vae is not None else folder / VAE_NAME
     mask_decoder = read_mask_decoder(vae_file) if vae is not None or vae_file.exists() else None
-    checkpoint = load_checkpoint(folder)
     precision = choose_precision(backend, precision, checkpoint.weight_type)
     read = [read_adapter(Path(adapter), checkpoint.config) for adapter in adapters]
     if read:
         checkpoint = with_adapters(checkpoint, read, in_bf16=precision not in ("f32", "f64"))
-    tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
+    tokenizer = Tokenizer.load(
+        folder if tokenizer_file is None else Path(tokenizer_file), checkpoint.config.image_token_id
+    )
     check_vocabulary(checkpoint, tokenizer.vocab_size)
     dtype = np.dtype(np.float64 if precision == "f64" else np.float32)
     numbers = PaliGemma(

@@ -15,6 +15,7 @@ from pg2ref.adapted import AdaptedMatrix, LinearWeight, adapted_rows
 from pg2ref.adapters.adapter import Adapter
 from pg2ref.adapters.apply import adapt, base_weights
 from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.checkpoint.config_json import CONFIG_NAME, write_missing_config
 from pg2ref.checkpoint.loader import EMBEDDING, Checkpoint, is_finite
 from pg2ref.checkpoint.new_folder import MAX_SHARD_BYTES, new_folder
 from pg2ref.checkpoint.safetensors_file import forget_pages
@@ -24,7 +25,7 @@ from pg2ref.config import read_json_object
 from pg2ref.errors import CheckpointError, UsageError
 
 WEIGHTS_AT_ONCE = 1 << 24  # 64 MB of float32
-CONFIG_NAME, TIED = "config.json", "tie_word_embeddings"
+TIED = "tie_word_embeddings"
 OTHER_OF_PAIR = {  # the output matrix's name beside that of the embedding, and the other way round
     "language_model.model.embed_tokens.weight": "language_model.lm_head.weight",
     "model.language_model.embed_tokens.weight": "lm_head.weight",
@@ -79,6 +80,7 @@ def merge_checkpoint(
 
     total_bytes = sum(one.nbytes for stored in planned.values() for one in stored.values())
     with new_folder(out, source.folder, total_bytes) as unfinished:
+        write_missing_config(unfinished, source.config)
         if is_parted:
             _say_that_they_are_parted(unfinished / CONFIG_NAME)
         write_shards(unfinished, planned, parts, MAX_SHARD_BYTES)

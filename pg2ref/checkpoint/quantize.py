@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pg2ref.arrays import Array, f32_to_bf16, widen
+from pg2ref.checkpoint.config_json import write_missing_config
 from pg2ref.checkpoint.loader import Checkpoint, is_finite
 from pg2ref.checkpoint.manifest import BITS_OF, Manifest, Quantized, part_names, write_manifest
 from pg2ref.checkpoint.new_folder import MAX_SHARD_BYTES, new_folder
@@ -93,6 +94,7 @@ def quantize_checkpoint(
     needed = sum(planned.nbytes for plan in plans.values() for planned in plan.stored.values())
     with new_folder(out, source.folder, needed) as unfinished:
         write_shards(unfinished, {name: plan.stored for name, plan in plans.items()}, parts, MAX_SHARD_BYTES)
+        write_missing_config(unfinished, source.config)
         write_manifest(unfinished, manifest)
     return manifest
 

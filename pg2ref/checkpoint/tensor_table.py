@@ -35,6 +35,13 @@ def canonical_name(name: str) -> str:
     return name.removeprefix("language_model.") if name == "language_model." + LM_HEAD else name
 
 
+def released_name(canonical: str) -> str:
+    """The name a tensor has in the release (family A)."""
+    name = canonical.replace("language_model.", "language_model.model.", 1)
+    name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    return "language_model." + name if name == LM_HEAD else name
+
+
 def is_ignored(canonical: str) -> bool:
     """Whether a tensor may lie in the file although the model has no place for it."""
     return canonical.endswith(IGNORED_SUFFIXES) or canonical.startswith(IGNORED_PREFIXES)

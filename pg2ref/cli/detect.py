@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from pg2ref.cli.objects import find, object_options
-from pg2ref.cli.options import adapter_option, computation_options, json_option, model_option
+from pg2ref.cli.options import adapter_option, computation_options, json_option, model_option, tokenizer_option
 
 
 @click.command("detect", short_help="Where things are in an image: a line an object.")
@@ -13,6 +13,7 @@ from pg2ref.cli.options import adapter_option, computation_options, json_option,
 @click.argument("what", nargs=-1, required=True, metavar="WORDS...")
 @model_option
 @adapter_option
+@tokenizer_option
 @click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
 @object_options
 @computation_options

@@ -13,6 +13,7 @@ from pg2ref.cli.options import (
     model_option,
     open_model,
     required_model,
+    tokenizer_option,
 )
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
 @adapter_option
+@tokenizer_option
 @click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
 @click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
@@ -54,6 +56,7 @@ def command(
     images: tuple[str, ...],
     name: str | None,
     adapters: tuple[str, ...],
+    tokenizer_file: str | None,
     prompt: str,
     no_cache: bool,
     precision: str | None,
@@ -84,7 +87,7 @@ def command(
     sources, prompt = read_stdin(images, prompt)
     line = ProgressLine(enabled=not quiet)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
-    model = open_model(name, adapters=adapters, vae=vae, loc_scale=loc_scale, **computed)
+    model = open_model(name, adapters=adapters, tokenizer_file=tokenizer_file, vae=vae, loc_scale=loc_scale, **computed)
     if verbose:
         describe(model)
     answer = model.stream(

@@ -33,11 +33,11 @@ def command(name_argument: str | None, name: str | None, keys: bool, verify: boo
     if name_argument and name and name_argument != name:
         raise UsageError("two models given: name one, as the argument or with -m")
     model_name = required_model(name_argument or name)
-    from pg2ref.checkpoint.loader import check_vocabulary, load_checkpoint, type_name
-    from pg2ref.checkpoint.locate import locate
+    from pg2ref.checkpoint.loader import check_vocabulary, type_name
+    from pg2ref.checkpoint.open import open_checkpoint
     from pg2ref.inputs.tokenizer import Tokenizer
 
-    checkpoint = load_checkpoint(locate(model_name))
+    checkpoint = open_checkpoint(model_name)
     tokenizer = Tokenizer.load(checkpoint.folder, checkpoint.config.image_token_id)
     check_vocabulary(checkpoint, tokenizer.vocab_size)
     if verify:

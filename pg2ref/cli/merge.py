@@ -35,10 +35,9 @@ def command(name: str | None, adapters: tuple[str, ...], out: Path, as_json: boo
         raise UsageError("no adapter given: add --adapter FOLDER, as peft's save_pretrained wrote it")
     from pg2ref.adapters.adapter import read_adapter
     from pg2ref.adapters.merge import merge_checkpoint
-    from pg2ref.checkpoint.loader import load_checkpoint
-    from pg2ref.checkpoint.locate import locate
+    from pg2ref.checkpoint.open import open_checkpoint
 
-    started, source = time.perf_counter(), load_checkpoint(locate(model_name))
+    started, source = time.perf_counter(), open_checkpoint(model_name)
     read = [read_adapter(Path(adapter), source.config) for adapter in adapters]
     with Counter("merging", source.total_bytes) as count:
         merged = merge_checkpoint(source, read, out, on_bytes=count)

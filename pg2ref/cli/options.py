@@ -27,7 +27,7 @@ model_option = click.option(
     "--model",
     "name",
     metavar="MODEL",
-    help="A checkpoint folder, or org/name[@revision] in the local Hugging Face cache.",
+    help="A checkpoint folder, org/name[@revision] in the local Hugging Face cache, or an .npz of big_vision.",
 )
 adapter_option = click.option(
     "--adapter",
@@ -35,6 +35,12 @@ adapter_option = click.option(
     metavar="DIR",
     multiple=True,
     help="A LoRA folder as peft writes it; may be given several times.",
+)
+tokenizer_option = click.option(
+    "--tokenizer",
+    "tokenizer_file",
+    metavar="FILE",
+    help="tokenizer.model or tokenizer.json. Default: that in the model's folder.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 

@@ -101,10 +101,10 @@ def check_images(images: tuple[str, ...]) -> None:
 def write(name: str, out: Path, to: str, vision: str) -> dict[str, Any]:
     """Quantise, and say how much and how long."""
     from pg2ref.checkpoint.loader import load_checkpoint
-    from pg2ref.checkpoint.locate import locate
+    from pg2ref.checkpoint.open import open_checkpoint
     from pg2ref.checkpoint.quantize import quantize_checkpoint
 
-    started, source = time.perf_counter(), load_checkpoint(locate(name))
+    started, source = time.perf_counter(), open_checkpoint(name)
     with Counter("quantising", source.total_bytes) as count:
         quantize_checkpoint(source, out, to, source_name=name, vision=vision, on_bytes=count)
     written = load_checkpoint(out).total_bytes
