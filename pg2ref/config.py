@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pg2ref.errors import ConfigError
+from pg2ref.errors import ConfigError, brief
 
 LayerType: TypeAlias = Literal["sliding_attention", "full_attention"]
 LAYER_TYPES: tuple[LayerType, LayerType] = ("sliding_attention", "full_attention")
@@ -170,6 +170,7 @@ TOP_FIELDS = BOOKKEEPING | {
     "vocab_size",
 }
 LARGEST_FIELD = 1 << 24
+MOST_FILE_BYTES = 1 << 24  # released ones have some thousands
 MOST_LAYERS = 512
 MOST_IMAGE_TOKENS = 1 << 16  # 16 times those of 896 px
 
@@ -196,8 +197,8 @@ def parse_config(
     projection_dim = top.get("projection_dim", text.hidden_size)
     if projection_dim != text.hidden_size:
         raise ConfigError(
-            f"{where}: projection_dim is {projection_dim}, expected text_config.hidden_size = {text.hidden_size}: "
-            "the projector must end at the decoder's width"
+            f"{where}: projection_dim is {brief(projection_dim)}, expected text_config.hidden_size = "
+            f"{text.hidden_size}: the projector must end at the decoder's width"
         )
     image_token_id = top.get("image_token_id", top.get("image_token_index"))
     if image_token_id is None:  # Transformers' default, 256000, is PaliGemma's <loc0000>
@@ -269,7 +270,9 @@ def _rope_theta(fields: Mapping[str, Any], where: str) -> Any:
         places = [rope, fields]
     thetas = [table["rope_theta"] for table in places if table.get("rope_theta") is not None]
     if thetas[1:] and thetas[0] != thetas[1]:
-        raise ConfigError(f"{where}: rope_theta is {thetas[1]}, but {thetas[0]} in rope_parameters; keep one")
+        raise ConfigError(
+            f"{where}: rope_theta is {brief(thetas[1])}, but {brief(thetas[0])} in rope_parameters; keep one"
+        )
     return thetas[0] if thetas else GEMMA2_DEFAULTS["rope_theta"]
 
 
@@ -286,6 +289,8 @@ def _layer_types(fields: Mapping[str, Any], layers: int, where: str) -> tuple[La
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a small JSON file; ConfigError where there is none."""
     try:
+        if path.stat().st_size > MOST_FILE_BYTES:
+            raise ConfigError(f"{path.name}: {path.stat().st_size:,} bytes are too many; download the file again")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path.name} is missing in {path.parent}: download the whole repository") from None
@@ -314,14 +319,15 @@ def _check_fields(
 ) -> None:
     unknown = sorted(set(fields) - known - set(fixed))
     if unknown:
+        shown = ", ".join(name if name.isidentifier() else brief(name) for name in unknown[:5])
         raise ConfigError(
-            f"{where}: unknown field {', '.join(unknown[:5])}: pg2ref cannot know whether it changes the numbers; "
+            f"{where}: unknown field {shown}: pg2ref cannot know whether it changes the numbers; "
             "remove it if it does not"
         )
     for name, expected in fixed.items():
         if name in fields and fields[name] not in expected:
             computed = " or ".join(map(repr, expected))
-            raise ConfigError(f"{where}: {name} is {fields[name]!r}, pg2ref computes {computed} only")
+            raise ConfigError(f"{where}: {name} is {brief(fields[name])}, pg2ref computes {computed} only")
 
 
 def _fill(fields: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -349,7 +355,7 @@ def _check_number(name: str, value: Any, kind: type, where: str, *, zero: bool =
         good = good and (value >= 0 if zero else value > 0) and value <= most
         expected = f"{'a whole number' if kind is int else 'a number'} {'from' if zero else 'above'} 0, up to {most}"
     if not good:
-        raise ConfigError(f"{where}: {name} is {value!r}, expected {expected}")
+        raise ConfigError(f"{where}: {name} is {brief(value)}, expected {expected}")
     return value
 
 

@@ -373,14 +373,14 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
     "missing image": (image_at("nowhere.png"), UNREADABLE, ["nowhere.png", "expected an image file", "such file"]),
     "no config.json": (folder_without_config, INCONSISTENT, ["no config.json", "it holds", "model.safetensors"]),
     "empty folder": (empty_folder, INCONSISTENT, ["no config.json", "empty"]),
-    "unknown model": (model_called("gpt"), NOT_AVAILABLE, ["'gpt'", "no such folder", "hf download"]),
+    "unknown model": (model_called("gpt"), NOT_AVAILABLE, ["'gpt'", "no such folder", "pg2ref download"]),
     "not in the cache": (
         model_called("google/paligemma2-10b-pt-448"),
         NOT_AVAILABLE,
-        ["hub/models--google--", "hf download google/paligemma2-10b-pt-448", "licence"],
+        ["hub/models--google--", "pg2ref download google/paligemma2-10b-pt-448", "licence"],
     ),
-    "not in the cache, tokenize": (model_called("org/name", "tokenize"), NOT_AVAILABLE, ["hf download org/name"]),
-    "half downloaded": (half_downloaded, NOT_AVAILABLE, ["model-00003-of-00004", "missing", "hf download google"]),
+    "not in the cache, tokenize": (model_called("org/name", "tokenize"), NOT_AVAILABLE, ["pg2ref download org/name"]),
+    "half downloaded": (half_downloaded, NOT_AVAILABLE, ["model-00003-of-00004", "missing", "pg2ref download google"]),
     "picture as model": (
         lambda world: ["generate", world.picture, "-m", world.picture],
         NOT_AVAILABLE,

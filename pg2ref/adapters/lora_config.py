@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pg2ref.checkpoint.safetensors_file import brief
 from pg2ref.config import read_json_object
-from pg2ref.errors import ConfigError
+from pg2ref.errors import ConfigError, brief
 
 CONFIG_NAME = "adapter_config.json"
 LARGEST_RANK = 1 << 16

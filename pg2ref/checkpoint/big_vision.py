@@ -21,23 +21,32 @@ config.json lies beside it.
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import LISTED, Checkpoint, match
 from pg2ref.checkpoint.npz import Archive, Header, map_content, open_archive, read_content, read_header
-from pg2ref.checkpoint.safetensors_file import brief, forget_pages
+from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.shards import name_some
 from pg2ref.checkpoint.tensor_table import assemble, released_name
 from pg2ref.config import LAYER_TYPES, Gemma2Config, PaliGemmaConfig, SiglipConfig, read_config
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, brief
 from pg2ref.published import PUBLISHED
 
 PREFIX = "params/"
 NOT_WEIGHTS = ("opt/", "chrono/")  # what a checkpoint of a training holds besides
 BF16 = np.dtype("<u2")
-STORED = {np.dtype("V2"): BF16, BF16: BF16, np.dtype("<f2"): np.dtype("<f2"), np.dtype("<f4"): np.dtype("<f4")}
+STORED: Mapping[
+    str, np.dtype[Any]
+] = {  # by what the file calls it; V2 is how NumPy saves a type of two bytes that it does not know
+    "|V2": BF16,
+    "<V2": BF16,
+    "<u2": BF16,
+    "<f2": np.dtype("<f2"),
+    "<f4": np.dtype("<f4"),
+}
 IMAGE_TOKEN_ID, END_OF_TEXT = 257152, 1  # <image> has no row in big_vision's embedding, and needs none
 BLOCKS = "img/Transformer/encoderblock/"
 ATTENTION = BLOCKS + "MultiHeadDotProductAttention_0/"
@@ -188,9 +197,9 @@ def _headers(archive: Archive) -> dict[str, Header]:
         if name.startswith(NOT_WEIGHTS):
             continue
         header = read_header(archive, name)
-        if header.dtype not in STORED or not all(0 < size < LARGEST_AXIS for size in header.shape):
+        if header.descr not in STORED or not all(0 < size < LARGEST_AXIS for size in header.shape):
             raise CheckpointError(
-                f"{archive.name}: {name}: expected f32, bf16 or f16, got {header.dtype} {brief(header.shape)}"
+                f"{archive.name}: {name}: expected f32, bf16 or f16, got {brief(header.descr)} {brief(header.shape)}"
             )
         headers[name.removeprefix(PREFIX)] = header
     return headers
@@ -234,9 +243,9 @@ def _turn_all(
 
 def _read(archive: Archive, key: str, header: Header) -> Array:
     name = key if key in archive.members else PREFIX + key
-    mapped = map_content(archive, name, header)
-    array = read_content(archive, name, header) if mapped is None else mapped
-    return array.view(STORED[header.dtype])
+    dtype = STORED[header.descr]
+    mapped = map_content(archive, name, header, dtype)
+    return read_content(archive, name, header, dtype) if mapped is None else mapped
 
 
 def _laid_out(archive: Archive, key: str, array: Array, turn: Turn) -> Array:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pg2ref.arrays import Array
-from pg2ref.checkpoint.safetensors_file import DTYPES, STORED_NAMES, brief, parse_json_object
+from pg2ref.checkpoint.safetensors_file import DTYPES, STORED_NAMES, parse_json_object
 from pg2ref.checkpoint.shards import MAX_INDEX_BYTES, name_some
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, brief
 from pg2ref.quantized import GROUP, ZERO, QuantizedMatrix, Weight, stored_shapes
 
 MANIFEST_NAME = "quantization.json"
@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes are too many for a manifest")
         fields = parse_json_object(path.read_bytes(), MANIFEST_NAME)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the model may be a file
         return None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,7 +1,7 @@
 """A checkpoint folder in the making: it bears its name when it is whole, and nothing is left of it otherwise."""
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,19 +31,18 @@ def new_folder(out: Path, source: Path, needed_bytes: int) -> Iterator[Path]:
     """
     out = out.resolve()  # `.` has no name to put beside it
     check_new(out)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         check_room(out.parent, needed_bytes)
-        unfinished.mkdir()
-        copy_small_files(source, unfinished)
-        yield unfinished
-        if out.is_dir():
-            out.rmdir()  # empty; not every system renames onto one
-        unfinished.rename(out)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as private:
+            unfinished = Path(private) / out.name  # the private folder's rights are not those of a new one
+            unfinished.mkdir()
+            copy_small_files(source, unfinished)
+            yield unfinished
+            if out.is_dir():
+                out.rmdir()  # empty; not every system renames onto one
+            unfinished.rename(out)
     except OSError as error:
         raise Pg2RefError(f"{out}: cannot be written ({error.strerror}); nothing is left of it") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_room(folder: Path, needed: int) -> None:

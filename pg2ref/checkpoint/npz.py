@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pg2ref.arrays import Array
+from pg2ref.checkpoint.npy_header import read_npy_header
 from pg2ref.errors import CheckpointError
 
 MOST_MEMBERS = 4096
@@ -39,13 +40,8 @@ class Header(NamedTuple):
 
     shape: tuple[int, ...]
     fortran_order: bool
-    dtype: np.dtype[Any]
+    descr: str  # NumPy's word for the type, unchecked
     header_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the numbers."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @contextmanager
@@ -78,24 +74,21 @@ def read_header(archive: Archive, name: str) -> Header:
     """Shape and type of a member that is there.
 
     Raises:
-        CheckpointError: it is of another version of .npy.
+        CheckpointError: it is of another version of .npy, or no plain array.
     """
     with archive.file.open(archive.members[name]) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):  # later ones are for headers of more than 64 kB
-            raise CheckpointError(f"{archive.name}: {name}: expected an .npy member of version 1.0, got {version}")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-        return Header(shape, fortran_order, dtype, stream.tell())
+        descr, fortran_order, shape = read_npy_header(stream, f"{archive.name}: {name}")
+        return Header(shape, fortran_order, descr, stream.tell())
 
 
-def read_content(archive: Archive, name: str, header: Header) -> Array:
-    """A member's numbers in memory of their own.
+def read_content(archive: Archive, name: str, header: Header, dtype: np.dtype[Any]) -> Array:
+    """A member's numbers, of a type that the caller has checked, in memory of their own.
 
     Raises:
         CheckpointError: there are more or fewer than its shape says, or it is packed like no weights are.
     """
     info = archive.members[name]
-    _check_size(archive, name, header, info.file_size - header.header_bytes)
+    nbytes = _check_size(archive, name, header, dtype, info.file_size - header.header_bytes)
     if info.file_size > max(LARGE, MOST_COMPRESSED * info.compress_size):
         raise CheckpointError(
             f"{archive.name}: {name}: {info.file_size:,} bytes are packed in {info.compress_size:,}, expected at least "
@@ -103,11 +96,11 @@ def read_content(archive: Archive, name: str, header: Header) -> Array:
         )
     with archive.file.open(info) as stream:
         stream.read(header.header_bytes)
-        content = stream.read(header.nbytes + 1)
-    return _shaped(archive, name, header, np.frombuffer(content, np.uint8))
+        content = stream.read(nbytes + 1)
+    return _shaped(archive, name, header, dtype, np.frombuffer(content, np.uint8))
 
 
-def map_content(archive: Archive, name: str, header: Header) -> Array | None:
+def map_content(archive: Archive, name: str, header: Header, dtype: np.dtype[Any]) -> Array | None:
     """A member's numbers where they lie in the file, read-only; None where they are compressed.
 
     The checksum is not looked at, which would read all of it.
@@ -118,15 +111,17 @@ def map_content(archive: Archive, name: str, header: Header) -> Array | None:
     lengths = struct.unpack_from("<HH", archive.mapped, info.header_offset + LOCAL_HEADER_BYTES - 4)
     begin = info.header_offset + LOCAL_HEADER_BYTES + sum(lengths)
     stored = np.frombuffer(archive.mapped, np.uint8)[begin : begin + info.file_size]
-    return _shaped(archive, name, header, stored[header.header_bytes :])
+    return _shaped(archive, name, header, dtype, stored[header.header_bytes :])
 
 
-def _shaped(archive: Archive, name: str, header: Header, content: Array) -> Array:
-    _check_size(archive, name, header, content.nbytes)
-    return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
+def _shaped(archive: Archive, name: str, header: Header, dtype: np.dtype[Any], content: Array) -> Array:
+    _check_size(archive, name, header, dtype, content.nbytes)
+    return content.view(dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
-def _check_size(archive: Archive, name: str, header: Header, nbytes: int) -> None:
-    if nbytes != header.nbytes:
-        got = "more" if nbytes > header.nbytes else "fewer"
-        raise CheckpointError(f"{archive.name}: {name}: expected {header.nbytes:,} bytes, got {got}")
+def _check_size(archive: Archive, name: str, header: Header, dtype: np.dtype[Any], nbytes: int) -> int:
+    expected = math.prod(header.shape) * dtype.itemsize
+    if nbytes != expected:
+        got = "more" if nbytes > expected else "fewer"
+        raise CheckpointError(f"{archive.name}: {name}: expected {expected:,} bytes, got {got}")
+    return expected

@@ -24,7 +24,7 @@ from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.safetensors_writer import Planned, write_shards
 from pg2ref.checkpoint.tensor_table import canonical_name, is_ignored, is_matrix, is_text
 from pg2ref.errors import CheckpointError, UsageError
-from pg2ref.quantized import BLOCK, quantize_matrix, stored_shapes
+from pg2ref.quantized import BLOCK_OUTPUTS, quantize_matrix, stored_shapes
 
 VISION_TYPES = ("bf16", "int8")
 WEIGHTS_AT_ONCE = 1 << 24  # 32 MB of bf16
@@ -118,7 +118,7 @@ def tensor_parts(name: str, tensor: Array, plan: Plan, on_bytes: Callable[[int],
     Raises:
         CheckpointError: some are not finite.
     """
-    rows_at_once = max(1, WEIGHTS_AT_ONCE * len(tensor) // max(1, tensor.size) // BLOCK) * BLOCK
+    rows_at_once = max(1, WEIGHTS_AT_ONCE * len(tensor) // max(1, tensor.size) // BLOCK_OUTPUTS) * BLOCK_OUTPUTS
     for start in range(0, len(tensor), rows_at_once):
         rows = tensor[start : start + rows_at_once]
         if not is_finite(rows).all():

@@ -15,8 +15,7 @@ import numpy as np
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.npz import Archive, open_archive, read_content, read_header
-from pg2ref.checkpoint.safetensors_file import brief
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, brief
 from pg2ref.model.vqvae import Convolution, MaskDecoder, ResidualBlock
 
 VAE_NAME = "vae-oid.npz"
@@ -25,7 +24,7 @@ BLOCKS, UPSAMPLE, LAST = (2, 3), (4, 6, 8, 10), 12
 NUM_CODE_VALUES = 128
 MOST_WIDTH = 1024
 MOST_FILE_BYTES = 256 * 2**20
-DTYPES = tuple(np.dtype(name) for name in ("<f2", "<f4", "<f8"))
+DTYPES = ("<f2", "<f4", "<f8")
 
 
 def read_mask_decoder(path: Path) -> MaskDecoder:
@@ -83,10 +82,13 @@ def _read(archive: Archive, name: str, shape: tuple[int | None, ...]) -> Array:
         1 <= size <= MOST_WIDTH if wanted is None else size == wanted
         for size, wanted in zip(header.shape, shape, strict=True)
     )
-    if not fits or header.dtype not in DTYPES:
+    if not fits or header.descr not in DTYPES:
         expected = ", ".join("width" if size is None else str(size) for size in shape)
-        raise CheckpointError(f"{at}: expected floats of shape ({expected}), got {header.dtype} {brief(header.shape)}")
-    array = read_content(archive, name, header)
+        raise CheckpointError(
+            f"{at}: expected {' or '.join(DTYPES)} of shape ({expected}), got {brief(header.descr)} "
+            f"{brief(header.shape)}"
+        )
+    array = read_content(archive, name, header, np.dtype(header.descr))
     widened = array.astype(np.float32, order="C")
     if not np.isfinite(widened).all():
         raise CheckpointError(f"{at} holds NaN or infinity; download the file again")

@@ -10,29 +10,39 @@ from pg2ref.cli.options import (
     adapter_option,
     computation_options,
     json_option,
+    length_option,
     model_option,
     open_model,
+    quiet_option,
     required_model,
+    sampling_options,
     tokenizer_option,
 )
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
+from pg2ref.errors import UsageError
 
 if TYPE_CHECKING:
     from pg2ref.api import Answer, Model
+    from pg2ref.inputs.image import Frame
 
 
 @click.command("generate", short_help="Answer a prompt about an image.")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", nargs=-1, metavar="IMAGE...")
 @model_option
 @adapter_option
 @tokenizer_option
 @click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
-@click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
-@click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
-@click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50).")
-@click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability.")
-@click.option("--seed", default=0, show_default=True, help="Of the draws: the same seed, the same answer.")
+@length_option
+@sampling_options
+@click.option("--video", metavar="FILE", help="Instead of images: frames of a video file, or of a folder of images.")
+@click.option("--frames", type=int, metavar="N", help="How many frames of the video at most.  [default: 16]")
+@click.option(
+    "--stride",
+    type=int,
+    metavar="N",
+    help="Take every Nth frame from the first on. Default: spread over all.",
+)
 @click.option(
     "--beams",
     default=1,
@@ -51,13 +61,16 @@ if TYPE_CHECKING:
 @computation_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was read and how long each phase took.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
+@quiet_option
 def command(
     images: tuple[str, ...],
     name: str | None,
     adapters: tuple[str, ...],
     tokenizer_file: str | None,
     prompt: str,
+    video: str | None,
+    frames: int | None,
+    stride: int | None,
     no_cache: bool,
     precision: str | None,
     backend: str | None,
@@ -73,18 +86,23 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Answer a prompt about an image, or about several; `-` reads one image from stdin.
+    """Answer a prompt about an image, about several, or about a video; `-` reads one image from stdin.
+
+    Frames of a video are read as several images are. GIF, WebP, APNG, AVIF and folders of frames need nothing else,
+    other videos the `video` extra.
 
     \b
     pg2ref generate photo.jpg -m ./paligemma2-3b-mix-224
     pg2ref generate photo.jpg -m google/paligemma2-3b-mix-224 -p "answer en how many cats?"
     pg2ref generate photo.jpg -m google/paligemma2-3b-pt-224 --adapter ./my-lora
     pg2ref generate left.png right.png -m ./nlvr2 -p "answer en both show a dog" --json
+    pg2ref generate --video clip.mp4 --frames 16 --stride 30 -m ./activitynet -p "caption en"
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
     """
     required_model(name)  # before anything waits for stdin
     check_pictures(overlay, masks)
     sources, prompt = read_stdin(images, prompt)
+    sources += frames_of(video, frames, stride, bool(images))
     line = ProgressLine(enabled=not quiet)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
     model = open_model(name, adapters=adapters, tokenizer_file=tokenizer_file, vae=vae, loc_scale=loc_scale, **computed)
@@ -108,6 +126,19 @@ def command(
             f"answer {timing.decode_s:.2f} s for {len(answer.events)} tokens",
             err=True,
         )
+
+
+def frames_of(video: str | None, frames: int | None, stride: int | None, has_images: bool) -> list["Frame"]:
+    """The frames that --video, --frames and --stride ask for; none without --video."""
+    if has_images == (video is not None):
+        raise UsageError("expected images, or --video FILE: one of them")
+    if video is None:
+        if (frames, stride) != (None, None):
+            raise UsageError("--frames and --stride choose frames of a --video: there is none")
+        return []
+    from pg2ref.inputs.video import DEFAULT_FRAMES, read_frames
+
+    return read_frames(video, frames=DEFAULT_FRAMES if frames is None else frames, stride=stride)
 
 
 def describe(model: "Model") -> None:
