@@ -9,9 +9,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from pg2ref.adapters.adapter import Adapter, read_adapter
+from pg2ref.adapters.apply import with_adapters
 from pg2ref.arrays import Array
-from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, load_checkpoint, not_finite_tensors
-from pg2ref.checkpoint.locate import locate
+from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, not_finite_tensors
+from pg2ref.checkpoint.open import open_checkpoint
 from pg2ref.checkpoint.vae_npz import VAE_NAME, read_mask_decoder
 from pg2ref.demo import builtin
 from pg2ref.demo.familiarity import Familiarity, read_familiarity
@@ -47,11 +49,14 @@ def load(
     window: str | None = None,
     loc_scale: int | None = None,
     vae: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
+    tokenizer_file: str | Path | None = None,
 ) -> "Model":
     """Open a checkpoint: a folder, or the name of one in the local Hugging Face cache. Nothing is downloaded.
 
     Args:
-        name: a folder with config.json, or `org/name[@revision]`; by default the built-in model for synthetic scenes.
+        name: a folder with config.json, `org/name[@revision]`, or an .npz of big_vision; by default the built-in model
+            for synthetic scenes.
         precision: `f32` activations and sums; `bf16`, the same but rounded before each linear layer; `f64`, the truth
             that judges both; `int8` and `int4`, integer products, for checkpoints that are quantised so. By default
             what the kernels are quickest with: the type of quantised weights, `bf16` where the processor multiplies
@@ -63,6 +68,8 @@ def load(
         window: likewise; see model/masks.py.
         loc_scale: likewise, 1023 or 1024; see outputs/detection.py.
         vae: the mask decoder, big_vision's vae-oid.npz; by default the file of that name in the model's folder, if any.
+        adapters: LoRA folders as peft writes them, applied in this order; see adapters/apply.py.
+        tokenizer_file: a tokenizer.model or tokenizer.json; by default that in the model's folder.
 
     Raises:
         ModelNotAvailableError: there is nothing under that name.
@@ -70,19 +77,25 @@ def load(
         UsageError: an option has no such value, or the weights cannot be computed with so.
     """
     started = time.perf_counter()
-    name = builtin.NAME if name is None else name
+    if isinstance(adapters, (str, Path)):
+        raise UsageError(f"adapters is {str(adapters)!r}, expected a list of folders")
+    operations(backend or "numpy", precision or "f32")  # refuses names before anything is read
     policy = _policy(preset, resize, window, loc_scale)
-    folder = locate(name)
+    checkpoint = open_checkpoint(builtin.NAME if name is None else name)
+    folder = checkpoint.folder
     is_builtin = builtin.is_builtin(folder)
     if backend is None:
         backend = "numpy" if precision == "f64" or is_builtin else "numba"
-    operations(backend, precision or "f32")  # refuses names before anything is read
     vae_file = Path(vae) if vae is not None else folder / VAE_NAME
     mask_decoder = read_mask_decoder(vae_file) if vae is not None or vae_file.exists() else None
-    checkpoint = load_checkpoint(folder)
-    tokenizer = Tokenizer.load(folder, checkpoint.config.image_token_id)
-    check_vocabulary(checkpoint, tokenizer.vocab_size)
     precision = choose_precision(backend, precision, checkpoint.weight_type)
+    read = [read_adapter(Path(adapter), checkpoint.config) for adapter in adapters]
+    if read:
+        checkpoint = with_adapters(checkpoint, read, in_bf16=precision not in ("f32", "f64"))
+    tokenizer = Tokenizer.load(
+        folder if tokenizer_file is None else Path(tokenizer_file), checkpoint.config.image_token_id
+    )
+    check_vocabulary(checkpoint, tokenizer.vocab_size)
     dtype = np.dtype(np.float64 if precision == "f64" else np.float32)
     numbers = PaliGemma(
         checkpoint.params,
@@ -99,10 +112,11 @@ def load(
         "backend": backend,
         "weights": checkpoint.weight_type,
         "builtin": is_builtin,
+        "adapters": [str(adapter) for adapter in adapters],
     }
     familiarity = read_familiarity(folder) if is_builtin else None
     seconds = time.perf_counter() - started
-    return Model(checkpoint, tokenizer, numbers, policy, described, seconds, mask_decoder, familiarity)
+    return Model(checkpoint, tokenizer, numbers, policy, described, seconds, mask_decoder, familiarity, read)
 
 
 @dataclass(frozen=True)
@@ -122,10 +136,11 @@ class Model:
         tokenizer: Tokenizer,
         numbers: PaliGemma,
         policy: Policy,
-        described: dict[str, str | bool | None],
+        described: dict[str, Any],
         load_seconds: float,
         mask_decoder: MaskDecoder | None = None,
         familiarity: Familiarity | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
@@ -136,6 +151,7 @@ class Model:
         self.load_seconds = load_seconds
         self.mask_decoder = mask_decoder
         self.familiarity = familiarity
+        self.adapters = adapters
 
     def generate(self, images: ImageSource | Sequence[ImageSource], prompt: str, **options: Any) -> Result:
         """Answer a prompt about one image or several; options as for `stream`."""

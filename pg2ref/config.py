@@ -46,7 +46,10 @@ class SiglipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma2Config:
-    """The text decoder, Gemma 2 (arXiv:2408.00118)."""
+    """The text decoder, Gemma 2 (arXiv:2408.00118).
+
+    That of PaliGemma 1 is Gemma 1 (arXiv:2403.08295): the same without norms after its branches, soft caps and window.
+    """
 
     vocab_size: int  # V
     hidden_size: int  # D
@@ -60,6 +63,7 @@ class Gemma2Config:
     final_logit_softcapping: float | None
     sliding_window: int | None  # keys a query of a sliding layer may read, itself included
     layer_types: tuple[LayerType, ...]
+    post_norms: bool  # whether a norm follows attention and MLP: Gemma 2, not Gemma 1
     rope_theta: float
     rms_norm_eps: float
     max_position_embeddings: int
@@ -86,7 +90,7 @@ class PaliGemmaConfig:
     tie_word_embeddings: bool
 
 
-# What Transformers 5.23 fills in (models/gemma2/configuration_gemma2.py, models/siglip/configuration_siglip.py).
+# What Transformers 5.23 fills in (configuration_gemma2.py, configuration_gemma.py, configuration_siglip.py).
 GEMMA2_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 256000,
     "hidden_size": 2304,
@@ -103,6 +107,18 @@ GEMMA2_DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 8192,
 }
+GEMMA_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+}
 SIGLIP_DEFAULTS: Mapping[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
@@ -115,15 +131,18 @@ SIGLIP_DEFAULTS: Mapping[str, Any] = {
 }
 NULLABLE = {"attn_logit_softcapping", "final_logit_softcapping", "sliding_window"}
 
-# Fields with one admissible value: any other would change the numbers in a way that is not implemented here.
-FIXED_TEXT: Mapping[str, Any] = {
-    "model_type": "gemma2",
-    "hidden_activation": "gelu_pytorch_tanh",
-    "attention_bias": False,
-    "rope_scaling": None,
+# Fields with few admissible values: any other would change the numbers in a way that is not implemented here.
+GELU = "gelu_pytorch_tanh"
+FIXED_TEXT: Mapping[str, tuple[Any, ...]] = {"attention_bias": (False,), "rope_scaling": (None,)}
+FIXED_GEMMA2 = {**FIXED_TEXT, "model_type": ("gemma2",), "hidden_activation": (GELU,)}
+FIXED_GEMMA = {  # Transformers takes "gelu" for its tanh form here (configuration_gemma.py)
+    **FIXED_TEXT,
+    "model_type": ("gemma",),
+    "hidden_act": (GELU, "gelu"),
+    "hidden_activation": (GELU, None),
 }
-FIXED_VISION: Mapping[str, Any] = {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"}
-FIXED_TOP: Mapping[str, Any] = {"model_type": "paligemma"}
+FIXED_VISION: Mapping[str, tuple[Any, ...]] = {"model_type": ("siglip_vision_model",), "hidden_act": (GELU,)}
+FIXED_TOP: Mapping[str, tuple[Any, ...]] = {"model_type": ("paligemma",)}
 
 # Fields that change no number of a forward pass, or that Transformers 5.23 reads nowhere in this model.
 BOOKKEEPING = frozenset(
@@ -172,11 +191,6 @@ def parse_config(
     top: Mapping[str, Any], generation: Mapping[str, Any] = {}, *, where: str = "config.json"
 ) -> PaliGemmaConfig:
     """The same from the parsed JSON of config.json and generation_config.json."""
-    if _subtable(top, "text_config", where).get("model_type", "gemma2") == "gemma":
-        raise ConfigError(
-            f"{where}: the text decoder is Gemma 1, so this is PaliGemma 1; pg2ref runs PaliGemma 2: "
-            "use a google/paligemma2-* checkpoint"
-        )
     _check_fields(top, TOP_FIELDS, FIXED_TOP, where)
     vision = _vision(_subtable(top, "vision_config", where), f"{where}: vision_config")
     text = _text(_subtable(top, "text_config", where), f"{where}: text_config")
@@ -187,8 +201,8 @@ def parse_config(
             f"{text.hidden_size}: the projector must end at the decoder's width"
         )
     image_token_id = top.get("image_token_id", top.get("image_token_index"))
-    if image_token_id is None:  # Transformers' default, 256000, is PaliGemma 2's <loc0000>
-        raise ConfigError(f"{where}: image_token_index is missing; in the released PaliGemma 2 files it is 257152")
+    if image_token_id is None:  # Transformers' default, 256000, is PaliGemma's <loc0000>
+        raise ConfigError(f"{where}: image_token_index is missing; in the released files it is 257152")
     if top.get("image_token_index", image_token_id) != image_token_id:
         raise ConfigError(f"{where}: image_token_id and image_token_index differ; they are two names of one number")
     sources = (generation, top, _subtable(top, "text_config", where))
@@ -225,30 +239,17 @@ def _vision(fields: Mapping[str, Any], where: str) -> SiglipConfig:
 
 
 def _text(fields: Mapping[str, Any], where: str) -> Gemma2Config:
-    known = BOOKKEEPING | set(GEMMA2_DEFAULTS) | {"layer_types", "rope_parameters"}
-    _check_fields(fields, known, FIXED_TEXT, where)
-    rope = fields.get("rope_parameters")
-    if rope is not None:
-        rope = _subtable(fields, "rope_parameters", where)
-        _check_fields(rope, {"rope_theta"}, {"rope_type": "default"}, f"{where}: rope_parameters")
-        thetas = [table["rope_theta"] for table in (rope, fields) if table.get("rope_theta") is not None]
-        if thetas[1:] and thetas[0] != thetas[1]:
-            raise ConfigError(
-                f"{where}: rope_theta is {brief(thetas[1])}, but {brief(thetas[0])} in rope_parameters; keep one"
-            )
-        fields = {**fields, "rope_theta": thetas[0] if thetas else GEMMA2_DEFAULTS["rope_theta"]}
-    values = _fill(fields, GEMMA2_DEFAULTS, where)
-    layers = values["num_hidden_layers"]
-    layer_types = fields.get("layer_types")
-    if layer_types is None:
-        layer_types = [LAYER_TYPES[layer % 2] for layer in range(layers)]
-    if (
-        not isinstance(layer_types, list)
-        or len(layer_types) != layers
-        or any(t not in LAYER_TYPES for t in layer_types)
-    ):
-        raise ConfigError(f"{where}: layer_types must hold {layers} entries, each one of {', '.join(LAYER_TYPES)}")
-    text = Gemma2Config(layer_types=tuple(layer_types), **values)
+    is_gemma_1 = fields.get("model_type", "gemma") == "gemma"  # as Transformers takes a text_config without the field
+    defaults, fixed = (GEMMA_DEFAULTS, FIXED_GEMMA) if is_gemma_1 else (GEMMA2_DEFAULTS, FIXED_GEMMA2)
+    own = set() if is_gemma_1 else {"layer_types"}
+    _check_fields(fields, BOOKKEEPING | set(defaults) | own | {"rope_parameters"}, fixed, where)
+    values = _fill({**fields, "rope_theta": _rope_theta(fields, where)}, defaults, where)
+    if is_gemma_1:
+        values |= {**dict.fromkeys(NULLABLE), "query_pre_attn_scalar": float(values["head_dim"])}
+        layer_types = ("full_attention",) * values["num_hidden_layers"]
+    else:
+        layer_types = _layer_types(fields, values["num_hidden_layers"], where)
+    text = Gemma2Config(layer_types=layer_types, post_norms=not is_gemma_1, **values)
     _check_divides(
         "num_attention_heads",
         text.num_attention_heads,
@@ -258,6 +259,31 @@ def _text(fields: Mapping[str, Any], where: str) -> Gemma2Config:
     )
     _check_divides("head_dim", text.head_dim, "2 (RoPE turns pairs)", 2, where)
     return text
+
+
+def _rope_theta(fields: Mapping[str, Any], where: str) -> Any:
+    """From either of the two places where it may stand."""
+    places = [fields]
+    if fields.get("rope_parameters") is not None:
+        rope = _subtable(fields, "rope_parameters", where)
+        _check_fields(rope, {"rope_theta"}, {"rope_type": ("default",)}, f"{where}: rope_parameters")
+        places = [rope, fields]
+    thetas = [table["rope_theta"] for table in places if table.get("rope_theta") is not None]
+    if thetas[1:] and thetas[0] != thetas[1]:
+        raise ConfigError(
+            f"{where}: rope_theta is {brief(thetas[1])}, but {brief(thetas[0])} in rope_parameters; keep one"
+        )
+    return thetas[0] if thetas else GEMMA2_DEFAULTS["rope_theta"]
+
+
+def _layer_types(fields: Mapping[str, Any], layers: int, where: str) -> tuple[LayerType, ...]:
+    """As given, else sliding and full in turn."""
+    given = fields.get("layer_types")
+    if given is None:
+        return tuple(LAYER_TYPES[layer % 2] for layer in range(layers))
+    if not isinstance(given, list) or len(given) != layers or any(kind not in LAYER_TYPES for kind in given):
+        raise ConfigError(f"{where}: layer_types must hold {layers} entries, each one of {', '.join(LAYER_TYPES)}")
+    return tuple(given)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -284,12 +310,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _subtable(fields: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
     table = fields.get(name)
     if not isinstance(table, dict):
-        raise ConfigError(f"{where}: {name} is missing or no object; this is not a PaliGemma 2 configuration")
+        raise ConfigError(f"{where}: {name} is missing or no object; this is not a PaliGemma configuration")
     return table
 
 
 def _check_fields(
-    fields: Mapping[str, Any], known: set[str] | frozenset[str], fixed: Mapping[str, Any], where: str
+    fields: Mapping[str, Any], known: set[str] | frozenset[str], fixed: Mapping[str, tuple[Any, ...]], where: str
 ) -> None:
     unknown = sorted(set(fields) - known - set(fixed))
     if unknown:
@@ -299,8 +325,9 @@ def _check_fields(
             "remove it if it does not"
         )
     for name, expected in fixed.items():
-        if name in fields and fields[name] != expected:
-            raise ConfigError(f"{where}: {name} is {brief(fields[name])}, pg2ref computes {expected!r} only")
+        if name in fields and fields[name] not in expected:
+            computed = " or ".join(map(repr, expected))
+            raise ConfigError(f"{where}: {name} is {brief(fields[name])}, pg2ref computes {computed} only")
 
 
 def _fill(fields: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:

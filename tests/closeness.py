@@ -28,6 +28,7 @@ BOUNDS: dict[str, Bound] = {
     "gated_gelu": Bound(factor=1.3, seen=0.34),
     # Of the largest gate times the largest up: both have the error of `linear`, GELU is at most 1.13 times as steep.
     "gated_linear": Bound(factor=1.5 * 1.13 + 1.5, seen=1.04),
+    "add_thin": Bound(factor=0.76, seen=0.19),
     "soft_cap": Bound(factor=3, seen=0.80),
     "softmax": Bound(factor=2, seen=0.50),
     "rotate": Bound(factor=2, seen=0.54),
@@ -60,6 +61,9 @@ BOUNDS: dict[str, Bound] = {
     "stage/transformers float32": Bound(
         factor=160, seen=53.9, note="the same for Transformers 5.23; the built-in model"
     ),
+    # The same with adapters beside the weights, small models and adapters; for peft, in Transformers, the same.
+    "adapted stage/float32": Bound(factor=175, seen=43.7),
+    "adapted stage/peft float32": Bound(factor=189, seen=47.1),
     "stage/golden": Bound(factor=147, seen=36.7, note="float32 of both: their errors add"),
 }
 

@@ -16,10 +16,10 @@ import numpy as np
 from numba.core.extending import _Intrinsic
 
 from pg2ref.arrays import Array, f32_to_bf16
-from pg2ref.kernels import attention, elementwise, exponential, few_rows, linear, panels, quantized, stored
+from pg2ref.kernels import attention, elementwise, exponential, few_rows, linear, panels, quantized, stored, thin
 from pg2ref.kernels.compiling import Kernel
 
-MODULES = (elementwise, exponential, stored, attention, panels, few_rows, linear, quantized)
+MODULES = (elementwise, exponential, stored, attention, panels, few_rows, linear, quantized, thin)
 MAGNITUDES = (1e-41, 1e-20, 1.0, 1e4, 1e18)  # the first are denormal; squares of the last exceed float32
 SPREAD = np.concatenate([-np.geomspace(3e38, 1e-42, 61), [0.0, -0.0], np.geomspace(1e-42, 3e38, 61)]).astype(np.float32)
 
@@ -92,6 +92,12 @@ def elementwise_results(rng: np.random.Generator) -> dict[str, Array]:
         part = SPREAD[(np.abs(SPREAD) >= least) & (np.abs(SPREAD) < most)]
         found[f"gelu/from {least}"] = elementwise.gelu(part)
         found[f"soft_cap/from {least}"] = elementwise.soft_cap(part, 30.0)
+    for rows, outputs in [(1, 5), (3, 1030)]:
+        out, x, down, up = (
+            rng.standard_normal(s).astype(np.float32) for s in [(rows, outputs), (rows, 45), (2, 45), (2, outputs)]
+        )
+        gain = None if rows == 1 else rng.uniform(0.5, 2, outputs).astype(np.float32)
+        found[f"add_thin/{rows}"] = thin.add_thin(out, x, down, up, gain, gain)
     heads = rng.standard_normal((5, 3, 14)).astype(np.float32)
     angles = rng.uniform(-4, 4, (5, 7))
     found["rotate/"] = elementwise.rotate(heads, np.cos(angles), np.sin(angles))

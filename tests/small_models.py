@@ -92,6 +92,10 @@ CASES: Mapping[str, Case] = {
     "own_head": Case(top={"tie_word_embeddings": False}),
     "end_of_text": Case(top={"eos_token_id": [190, 59]}),  # base answers 59 as its eleventh token, 190 later
     "no_window": Case(text={"sliding_window": None}),
+    "gemma_1": Case(  # PaliGemma 1; one key head for all queries, as in the released models
+        text={"model_type": "gemma", "num_key_value_heads": 1},
+        omitted=("query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),
+    ),
     "omitted": Case(  # 2048: what Transformers writes there when it saves, whatever the width
         top={"hidden_size": 2048},
         omitted=("query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),

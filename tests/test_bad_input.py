@@ -407,14 +407,18 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
     ),
     "config is no JSON": (config_text("{'a': 1,"), INCONSISTENT, ["config.json", "expected a JSON object", "again"]),
     "config is a list": (config_text("[1, 2]"), INCONSISTENT, ["config.json", "expected a JSON object", "list"]),
-    "config of another model": (config_text('{"model_type": "llama"}'), INCONSISTENT, ["not a PaliGemma 2"]),
+    "config of another model": (
+        config_text('{"model_type": "llama"}'),
+        INCONSISTENT,
+        ["not a PaliGemma configuration"],
+    ),
     "missing shard": (missing_shard, INCONSISTENT, ["1 of 4 shards", "model-00002-of-00004", "download"]),
     "index leaves the folder": (index_that_leaves_the_folder, INCONSISTENT, ["plain name.safetensors", "../../etc"]),
     "only pytorch weights": (only_pytorch_weights, INCONSISTENT, ["pytorch_model.bin", "safetensors", "convert"]),
-    "PaliGemma 1": (
+    "Gemma 1 with soft caps": (
         config_field("text_config", model_type="gemma"),
         INCONSISTENT,
-        ["PaliGemma 1", "google/paligemma2-"],
+        ["unknown field", "attn_logit_softcapping"],
     ),
     "adapter as model": (adapter_as_model, INCONSISTENT, ["adapter", "base model"]),
     "two marks, one image": (

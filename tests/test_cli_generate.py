@@ -22,7 +22,7 @@ from pg2ref.model.backend import has_bf16_dot
 
 RESULT_FIELDS = {
     "": "schema model input text objects problems finish_reason tokens policy timing warnings versions",
-    "model": "id revision dtype backend weights builtin",
+    "model": "id revision dtype backend weights builtin adapters",
     "input": "images prompt ids image_tokens",
     "policy": "resize window loc_scale",
     "timing": "load_s vision_s prefill_s decode_s decode_tok_s",
@@ -78,6 +78,7 @@ def test_json_has_the_documented_fields(run: Run, picture: Path, small_folder: P
         "backend": "numba",
         "weights": "bf16",
         "builtin": False,
+        "adapters": [],
     }
     assert all(result["timing"].values())
 

@@ -22,7 +22,7 @@ from pg2ref.generation.sampling import greedy
 from pg2ref.model import paligemma
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.policy import Policy
-from pg2ref.published import PUBLISHED
+from pg2ref.published import PUBLISHED, PUBLISHED_1
 
 # Gemma 2 report, table 1: hidden, layers, heads, key heads, head width, MLP width, query scalar, score scale.
 TEXT_TABLE = {
@@ -124,10 +124,9 @@ def test_a_released_file_through_the_disk(tmp_path: Path) -> None:
 
 def test_omitted_fields_are_those_of_transformers() -> None:
     """The released 3B omits nearly everything."""
-    text = parse_config({"text_config": {}, "vision_config": {}, "image_token_index": 257152}).text
-    assert text == replace(PUBLISHED["3b-224"].text, vocab_size=256000)
-    vision = parse_config({"text_config": {}, "vision_config": {}, "image_token_index": 257152}).vision
-    assert vision == SiglipConfig(
+    gemma2 = {"text_config": {"model_type": "gemma2"}, "vision_config": {}, "image_token_index": 257152}
+    assert parse_config(gemma2).text == replace(PUBLISHED["3b-224"].text, vocab_size=256000)
+    assert parse_config(gemma2).vision == SiglipConfig(
         image_size=224,
         patch_size=16,
         num_channels=3,
@@ -310,10 +309,72 @@ def test_refused(name: str, small: dict[str, Any]) -> None:
     assert raised.value.exit_code == 5
 
 
-def test_paligemma_1_is_refused_by_its_name(small: dict[str, Any]) -> None:
-    small["text_config"] = {"model_type": "gemma", "hidden_size": 2048, "num_image_tokens": 256}
-    with pytest.raises(ConfigError, match="the text decoder is Gemma 1, so this is PaliGemma 1; pg2ref runs PaliG"):
-        parse_config(small)
+# PaliGemma 1.
+
+PALIGEMMA_1: dict[str, Any] = {  # config.json of the released 3B, but for what changes nothing
+    "model_type": "paligemma",
+    "image_token_index": 257152,
+    "hidden_size": 2048,
+    "projection_dim": 2048,
+    "text_config": {
+        "model_type": "gemma",
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 18,
+        "num_image_tokens": 256,
+        "num_key_value_heads": 1,
+        "torch_dtype": "float32",
+        "vocab_size": 257216,
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "num_image_tokens": 256,
+        "patch_size": 14,
+        "projection_dim": 2048,
+        "projector_hidden_act": "gelu_fast",
+        "vision_use_head": False,
+    },
+}
+
+
+def test_paligemma_1_is_published_too() -> None:
+    config = parse_config(PALIGEMMA_1)
+    assert config == PUBLISHED_1["3b-224"]
+    text, shapes = config.text, expected_shapes(config)
+    assert (text.post_norms, text.sliding_window, text.attn_logit_softcapping, text.final_logit_softcapping) == (
+        False,
+        None,
+        None,
+        None,
+    )
+    assert (text.query_scale, text.embedding_scale) == (256**-0.5, 2048**0.5)
+    assert len(shapes) == 603  # this and the next counted by Transformers
+    assert sum(map(math.prod, shapes.values())) == 2_923_466_480
+    assert [PUBLISHED_1[f"3b-{side}"].vision for side in IMAGE_TOKENS] == [
+        PUBLISHED[f"3b-{side}"].vision for side in IMAGE_TOKENS
+    ]
+
+
+def test_gemma_1_has_its_own_defaults_and_fields() -> None:
+    """Gemma 7B's; a text_config that does not say what it is is Gemma 1's, as for Transformers."""
+    config: dict[str, Any] = {"text_config": {}, "vision_config": {}, "image_token_index": 257152}
+    text = parse_config(config).text
+    assert (text.hidden_size, text.num_hidden_layers, text.intermediate_size) == (3072, 28, 24576)
+    assert (text.num_attention_heads, text.num_key_value_heads, text.head_dim) == (16, 16, 256)
+    assert text.layer_types == ("full_attention",) * 28
+    config["text_config"] = {"hidden_act": "gelu", "hidden_activation": None}
+    assert parse_config(config).text == text
+    config["text_config"] = {"hidden_act": "relu"}
+    with pytest.raises(ConfigError, match="hidden_act is 'relu', pg2ref computes 'gelu_pytorch_tanh' or 'gelu' only"):
+        parse_config(config)
+    config["text_config"] = {"sliding_window": 4096}
+    with pytest.raises(ConfigError, match="unknown field sliding_window"):
+        parse_config(config)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,25 @@ def _(patch: Patch) -> None:
     patch_masks(patch, lambda slots, *, policy, **rest: original_prefix_lm(slots, policy="keras", **rest))
 
 
+@fault("4 Gemma 1's norm before the MLP after attention instead, as in Gemma 2", "gemma_1")
+def _(patch: Patch) -> None:
+    def decode_layer(layer: gemma2.DecoderLayer, *rest: Any) -> Array:
+        none = np.zeros_like(layer.input_layernorm)
+        norm = layer.pre_feedforward_layernorm
+        as_gemma_2 = layer._replace(
+            post_attention_layernorm=norm, pre_feedforward_layernorm=none, post_feedforward_layernorm=none
+        )
+        return original_layer(as_gemma_2, *rest)
+
+    patch.setattr(gemma2, "decode_layer", decode_layer)
+    patch_config(patch, post_norms=True)
+
+
+@fault("6 soft caps in Gemma 1 as in Gemma 2", "gemma_1")
+def _(patch: Patch) -> None:
+    patch_config(patch, attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
+
+
 @fault("4 norms before and after attention exchanged")
 def _(patch: Patch) -> None:
     def decode_layer(layer: gemma2.DecoderLayer, *rest: Any) -> Array:

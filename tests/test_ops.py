@@ -14,9 +14,9 @@ from closeness import BOUNDS, assert_close
 from oracles import naive_ops
 
 from pg2ref import policy
-from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16
+from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
 from pg2ref.errors import UsageError
-from pg2ref.kernels import elementwise
+from pg2ref.kernels import elementwise, thin
 from pg2ref.model import backend, masks, rope
 from pg2ref.model import ops as reference_ops
 from pg2ref.model.backend import REFERENCE, REFERENCE_BF16, Ops
@@ -234,6 +234,26 @@ def test_gated_gelu(ops: Ops, dtype: Any, rows: int, rng: np.random.Generator) -
     out_TF = (elementwise if "kernels" in ops.gelu.__module__ else reference_ops).gated_gelu(gate_TF, up_TF)
     assert out_TF.dtype == dtype
     assert_close(out_TF, np.array(naive_ops.gated_gelu(lists(gate_TF), lists(up_TF))), "gated_gelu", terms=1)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "rank", "outputs"), [(1, 13, 1, 5), (3, 128, 8, 1027), (19, 1301, 3, 37)])
+@pytest.mark.parametrize("has_gain_and_bias", [False, True])
+def test_add_thin(
+    ops: Ops, dtype: Any, store: Any, rows: int, inputs: int, rank: int, outputs: int, has_gain_and_bias: bool, rng: Any
+) -> None:
+    """Against float64, whose own rounding is far below; the sum of `inputs` products is what rounds."""
+    x_TD, out_TO = rng.standard_normal((rows, inputs)).astype(dtype), rng.standard_normal((rows, outputs)).astype(dtype)
+    down_RD = (rng.standard_normal((rank, inputs)) * inputs**-0.5).astype(np.float32)
+    up_RO = rng.standard_normal((rank, outputs)).astype(np.float32)
+    gain_O = rng.uniform(0.5, 2, outputs).astype(np.float32) if has_gain_and_bias else None
+    bias_O = store(rng.standard_normal(outputs, np.float32)) if has_gain_and_bias else None
+    exact_TO = x_TD.astype(np.float64) @ down_RD.T.astype(np.float64) @ up_RO
+    exact_TO += out_TO if gain_O is None else out_TO * gain_O.astype(np.float64) + widen(bias_O, np.dtype(np.float64))
+    add_thin = thin.add_thin if "kernels" in ops.gelu.__module__ else reference_ops.add_thin
+    found_TO = add_thin(out_TO, x_TD, down_RD, up_RO, gain_O, bias_O)
+    assert found_TO is out_TO
+    assert found_TO.dtype == dtype
+    assert_close(found_TO, exact_TO, "add_thin", inputs)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 17, 41])

@@ -205,7 +205,7 @@ def test_the_folder_has_the_rights_of_any_new_one(small_folder: Path, tmp_path: 
 
 def test_a_disk_without_room(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(quantize.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(Pg2RefError, match=r"0\.00 GB are free; make room"):
         write(small_folder, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

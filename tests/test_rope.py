@@ -8,6 +8,7 @@ from oracles import naive_ops
 
 from pg2ref.config import parse_config
 from pg2ref.model import gemma2
+from pg2ref.model.backend import REFERENCE
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.rope import FIRST_POSITION, rotate, rotation_table
 
@@ -63,9 +64,9 @@ def test_the_first_token_stands_at_position_one() -> None:
     config = parse_config(small_models.config_json(small_models.CASES["odd_heads"])).text
     float64 = np.dtype(np.float64)
     cache = KVCache(config, capacity_tokens=11, prefix_length=7, dtype=float64)
-    first = gemma2.locate_rows(config, np.zeros((7, config.hidden_size)), [cache], "transformers")
+    first = gemma2.locate_rows(config, np.zeros((7, config.hidden_size)), [cache], "transformers", REFERENCE)
     cache.advance(7)
-    later = gemma2.locate_rows(config, np.zeros((1, config.hidden_size)), [cache], "transformers")
+    later = gemma2.locate_rows(config, np.zeros((1, config.hidden_size)), [cache], "transformers", REFERENCE)
     assert FIRST_POSITION == 1
     for attention, positions in ((first, range(1, 8)), (later, [8])):
         cos_TR, sin_TR = rotation_table(np.array(positions), config.head_dim, config.rope_theta, float64)

@@ -26,7 +26,7 @@ from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.checkpoint.manifest import BITS_OF, MANIFEST_NAME, Manifest, part_names, write_manifest
 from pg2ref.checkpoint.quantize import BF16, VISION_TYPES, Plan, plan_tensor, quantized_entries
 from pg2ref.checkpoint.safetensors_writer import Planned, write_shards
-from pg2ref.checkpoint.tensor_table import expected_shapes
+from pg2ref.checkpoint.tensor_table import expected_shapes, released_name
 from pg2ref.config import parse_config
 from pg2ref.published import PUBLISHED
 from pg2ref.quantized import BLOCK_OUTPUTS, GROUP, HIGHEST, LOWEST, WORD, ZERO
@@ -39,13 +39,6 @@ CODE_DEVIATION = {8: 48, 4: 3.2}  # near that of normal weights in groups of 32
 # every answer would be one token again and again; a last norm around 0 keeps the tied head from naming the token
 # that was just read.
 GEMMA_NORMS = {"post_attention_layernorm": (-0.5, 0.3), "norm": (-1.0, 1.0)}
-
-
-def released_name(canonical: str) -> str:
-    """The name a tensor has in the release (family A of checkpoint/tensor_table.py)."""
-    name = canonical.replace("language_model.", "language_model.model.", 1)
-    name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-    return "language_model." + name if name == "lm_head.weight" else name
 
 
 def random_stream(name: str, seed: int) -> np.random.Generator:

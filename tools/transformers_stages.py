@@ -1,4 +1,4 @@
-"""Runs Transformers' PaliGemma 2 and records every stage under this project's names, by hooks, without changing it.
+"""Runs Transformers' PaliGemma, 1 or 2, and records every stage under this project's names, by hooks.
 
 The parity tests, the golden records and the parity table are all made with `record`. Needs the `parity` extra.
 """
@@ -6,12 +6,14 @@ The parity tests, the golden records and the parity table are all made with `rec
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from transformers import PaliGemmaForConditionalGeneration
+from transformers.models.gemma import modeling_gemma
 from transformers.models.gemma2 import modeling_gemma2
 
 Stages = dict[str, np.ndarray]
@@ -132,7 +134,8 @@ def hooks(model: PaliGemmaForConditionalGeneration, keep: Callable[[str, torch.T
             hook_text_layer(layer, f"text/layer_{i:02d}", model.config.text_config, keep, on_input, on_output)
         on_output(text.norm, lambda value: keep("text/final_norm", value[0]))
         on_output(model.lm_head, lambda value: keep("logits_before_cap", value[0]))
-        stack.enter_context(record_rotation(keep))
+        decoder = modeling_gemma if model.config.text_config.model_type == "gemma" else modeling_gemma2
+        stack.enter_context(record_rotation(decoder, keep))
         yield
 
 
@@ -152,7 +155,10 @@ def hook_vision_layer(layer: Any, stage: str, each_image: Any, in_heads: Any, on
 
 
 def hook_text_layer(layer: Any, stage: str, config: Any, keep: Any, on_input: Any, on_output: Any) -> None:
-    """The stages of one Gemma 2 block, but for rotated queries and keys, which are local to a function."""
+    """The stages of one decoder block, but for rotated queries and keys, which are local to a function.
+
+    Gemma 1 calls the norm before the MLP post_attention_layernorm, and has none after attention and MLP.
+    """
     on_output(
         layer.self_attn.v_proj,
         lambda value: keep(f"{stage}/value", value[0].unflatten(-1, (config.num_key_value_heads, -1))),
@@ -160,22 +166,22 @@ def hook_text_layer(layer: Any, stage: str, config: Any, keep: Any, on_input: An
     on_output(layer.self_attn, lambda output: keep(f"{stage}/attention_weights", output[1][0]))
     on_input(layer.self_attn.o_proj, lambda value: keep(f"{stage}/attention_out", value[0]))
     on_output(layer.self_attn.o_proj, lambda value: keep(f"{stage}/o_proj", value[0]))
-    for norm in (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ):
-        on_output(getattr(layer, norm), lambda value, norm=norm: keep(f"{stage}/{norm}", value[0]))
+    if config.model_type == "gemma":
+        norms = {"input_layernorm": "input_layernorm", "pre_feedforward_layernorm": "post_attention_layernorm"}
+    else:
+        parts = ("input", "post_attention", "pre_feedforward", "post_feedforward")
+        norms = {f"{part}_layernorm": f"{part}_layernorm" for part in parts}
+    for ours, theirs in norms.items():
+        on_output(getattr(layer, theirs), lambda value, norm=ours: keep(f"{stage}/{norm}", value[0]))
     on_input(layer.mlp.down_proj, lambda value: keep(f"{stage}/gated_gelu", value[0]))
     on_output(layer.mlp.down_proj, lambda value: keep(f"{stage}/down_proj", value[0]))
     on_output(layer, lambda output: keep(f"{stage}/out", (output[0] if isinstance(output, tuple) else output)[0]))
 
 
 @contextmanager
-def record_rotation(keep: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def record_rotation(decoder: ModuleType, keep: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     """Keep what `apply_rotary_pos_emb` returns; layers call it in order."""
-    rotate = modeling_gemma2.apply_rotary_pos_emb
+    rotate = decoder.apply_rotary_pos_emb
     calls = 0
 
     def rotate_and_keep(*args: Any, **kwargs: Any) -> Any:
@@ -186,5 +192,5 @@ def record_rotation(keep: Callable[[str, torch.Tensor], None]) -> Iterator[None]
         calls += 1
         return query, key
 
-    with mock.patch.object(modeling_gemma2, "apply_rotary_pos_emb", rotate_and_keep):
+    with mock.patch.object(decoder, "apply_rotary_pos_emb", rotate_and_keep):
         yield

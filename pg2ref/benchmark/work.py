@@ -9,17 +9,18 @@ one row of the embedding, and the keys and values that the token may read.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pg2ref.adapted import AdaptedMatrix, LinearWeight
 from pg2ref.arrays import Array
 from pg2ref.config import Gemma2Config
 from pg2ref.model import masks
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.paligemma import PaliGemma
-from pg2ref.quantized import QuantizedMatrix, Weight
+from pg2ref.quantized import QuantizedMatrix
 
 
 class Work(NamedTuple):
@@ -64,16 +65,18 @@ def decode_work(model: PaliGemma, cache: KVCache, precision: str) -> Work:
     return Work(operations, weight_bytes + row_bytes + read_keys * key_bytes)
 
 
-def decoder_matrices(model: PaliGemma) -> list[Weight]:
+def decoder_matrices(model: PaliGemma) -> list[LinearWeight]:
     """All matrices of the decoder's layers."""
-    return [weight for layer in model.params.language_model.layers for weight in layer if len(weight.shape) == 2]
+    leaves = [weight for layer in model.params.language_model.layers for weight in layer if weight is not None]
+    return [weight for weight in leaves if len(weight.shape) == 2]
 
 
-def linear_operations(weights: list[Weight], rows: int, precision: str) -> "Counter[str]":
+def linear_operations(weights: Sequence[LinearWeight], rows: int, precision: str) -> "Counter[str]":
     """Operations of `rows` times each matrix; quantised ones of either width are multiplied as int8."""
     operations: Counter[str] = Counter()
     for weight in weights:
-        operations["int8" if isinstance(weight, QuantizedMatrix) else precision] += 2 * rows * weight.size
+        stored = weight.base if isinstance(weight, AdaptedMatrix) else weight
+        operations["int8" if isinstance(stored, QuantizedMatrix) else precision] += 2 * rows * weight.size
     return operations
 
 
@@ -88,5 +91,5 @@ def keys_read(text: Gemma2Config, slot_T: Array, prefix_length: int, policy: str
 
 
 def stored_bytes(weights: Any) -> int:
-    """Bytes of an array or quantised matrix, or of all of them in nested tuples."""
-    return int(weights.nbytes) if hasattr(weights, "nbytes") else sum(map(stored_bytes, weights))
+    """Bytes of an array or quantised matrix, or of all of them in nested tuples; None is a norm that Gemma 1 lacks."""
+    return int(weights.nbytes) if hasattr(weights, "nbytes") else sum(map(stored_bytes, weights or ()))

@@ -1,8 +1,9 @@
 """From what the user calls a model to the folder that holds it; never touches the network.
 
 In this order: `pg2ref-shapes`, the built-in model; an existing folder; an existing safetensors file, which stands for
-its folder; `org/name` or `org/name@revision` in the local Hugging Face cache. A download of 6 to 55 GB is the user's
-decision: where nothing is found, the message carries the command to run.
+its folder; an .npz of big_vision, which is a checkpoint by itself (big_vision.py); `org/name` or `org/name@revision` in
+the local Hugging Face cache. A download of 6 to 55 GB is the user's decision: where nothing is found, the message
+carries the command to run.
 """
 
 import os
@@ -15,6 +16,7 @@ from pg2ref.hub.cache import commit_of, repository_folder, unfinished_bytes
 from pg2ref.hub.names import EXAMPLE_ID, MAIN_REVISION, MAX_ID_LENGTH, ModelName, download_advice, parse_name
 
 CONFIG_NAME = "config.json"
+BIG_VISION_SUFFIX = ".npz"
 
 
 def _check_config(folder: Path) -> Path:
@@ -31,9 +33,12 @@ def _check_config(folder: Path) -> Path:
 
 
 def _folder_of_file(path: Path) -> Path:
+    if path.suffix == BIG_VISION_SUFFIX:
+        return path
     if path.suffix != ".safetensors":
         raise ModelNotAvailableError(
-            f"{path}: expected a folder with {CONFIG_NAME} and safetensors weights, got another kind of file"
+            f"{path}: expected a folder with {CONFIG_NAME} and safetensors weights, or an .npz of big_vision, "
+            "got another kind of file"
         )
     folder = _check_config(path.parent)
     names = [file.name for file in weight_files(folder)]
@@ -68,11 +73,11 @@ def _snapshot(name: ModelName) -> Path:
 
 
 def locate(name: str | Path) -> Path:
-    """The folder of a model, by folder, by safetensors file, or by name in the local Hugging Face cache.
+    """The folder of a model, or its .npz; by folder, by file, or by name in the local Hugging Face cache.
 
     Args:
-        name: `pg2ref-shapes`, a folder with config.json, a safetensors file in one, or `org/name[@revision]`; `~` is
-            expanded.
+        name: `pg2ref-shapes`, a folder with config.json, a safetensors file in one, an .npz of big_vision, or
+            `org/name[@revision]`; `~` is expanded.
 
     Raises:
         ModelNotAvailableError: nothing is there, or a download in the cache is not complete.

@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes are too many for a manifest")
         fields = parse_json_object(path.read_bytes(), MANIFEST_NAME)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the model may be a file
         return None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

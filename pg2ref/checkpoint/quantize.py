@@ -9,8 +9,6 @@ save 0.39 of 3.61 GB and a quarter of the image's time (0.9 of 1.2 s on two core
 embeddings four times as large (0.025 for 0.006, relative) and that of the final norm nearly twice (0.100 for 0.058).
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,19 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pg2ref.arrays import Array, f32_to_bf16, widen
+from pg2ref.checkpoint.config_json import write_missing_config
 from pg2ref.checkpoint.loader import Checkpoint, is_finite
 from pg2ref.checkpoint.manifest import BITS_OF, Manifest, Quantized, part_names, write_manifest
+from pg2ref.checkpoint.new_folder import MAX_SHARD_BYTES, new_folder
 from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.safetensors_writer import Planned, write_shards
-from pg2ref.checkpoint.shards import INDEX_NAME
 from pg2ref.checkpoint.tensor_table import canonical_name, is_ignored, is_matrix, is_text
-from pg2ref.errors import CheckpointError, Pg2RefError, UsageError
+from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.quantized import BLOCK_OUTPUTS, quantize_matrix, stored_shapes
 
 VISION_TYPES = ("bf16", "int8")
-COPIED = ("*.json", "*.model", "*.jinja", "LICENSE*", "NOTICE*")  # of the source, the index of its weights apart
 WEIGHTS_AT_ONCE = 1 << 24  # 32 MB of bf16
-MAX_SHARD_BYTES = 5 * 10**9  # as Transformers writes them
 BF16 = np.dtype(np.uint16)
 
 
@@ -83,8 +80,7 @@ def quantize_checkpoint(
         CheckpointError: a weight is NaN or infinite.
         Pg2RefError: the disk is full, or the folder cannot be written.
     """
-    out = out.resolve()  # `.` has no name to put beside it
-    check_call(source, out, to, vision)
+    check_call(source, to, vision)
     tensors = {name: tensor for name, tensor in source.tensors.items() if not is_ignored(canonical_name(name))}
     plans = {name: plan_tensor(name, tensor.shape, tensor.dtype, to, vision) for name, tensor in tensors.items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -95,23 +91,15 @@ def quantize_checkpoint(
     def parts(name: str) -> Iterator[tuple[str, Array]]:
         return tensor_parts(name, tensors[name], plans[name], on_bytes)
 
-    try:
-        check_room(out.parent, sum(planned.nbytes for plan in plans.values() for planned in plan.stored.values()))
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as private:
-            unfinished = Path(private) / out.name  # the private folder's rights are not those of a new one
-            unfinished.mkdir()
-            copy_small_files(source.folder, unfinished)
-            write_shards(unfinished, {name: plan.stored for name, plan in plans.items()}, parts, MAX_SHARD_BYTES)
-            write_manifest(unfinished, manifest)
-            if out.is_dir():
-                out.rmdir()  # empty; not every system renames onto one
-            unfinished.rename(out)
-    except OSError as error:
-        raise Pg2RefError(f"{out}: cannot be written ({error.strerror}); nothing is left of it") from error
+    needed = sum(planned.nbytes for plan in plans.values() for planned in plan.stored.values())
+    with new_folder(out, source.folder, needed) as unfinished:
+        write_shards(unfinished, {name: plan.stored for name, plan in plans.items()}, parts, MAX_SHARD_BYTES)
+        write_missing_config(unfinished, source.config)
+        write_manifest(unfinished, manifest)
     return manifest
 
 
-def check_call(source: Checkpoint, out: Path, to: str, vision: str) -> None:
+def check_call(source: Checkpoint, to: str, vision: str) -> None:
     """Raises UsageError for what makes no sense."""
     if to not in BITS_OF:
         raise UsageError(f"to is {to!r}, expected one of {', '.join(BITS_OF)}")
@@ -122,27 +110,6 @@ def check_call(source: Checkpoint, out: Path, to: str, vision: str) -> None:
             f"{source.folder}: quantised to {source.manifest.to} already, expected the checkpoint it was made from: "
             "rounding twice adds its errors"
         )
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: exists, expected a new folder or an empty one; give another name or remove it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: there is no folder {out.parent}; make it first")
-
-
-def check_room(folder: Path, needed: int) -> None:
-    """Raises Pg2RefError where the disk cannot take so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise Pg2RefError(
-            f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; make room, or use another disk"
-        )
-
-
-def copy_small_files(source: Path, out: Path) -> None:
-    """Config, tokenizer, preprocessor: all that is no weights."""
-    for pattern in COPIED:
-        for path in sorted(source.glob(pattern)):
-            if path.name != INDEX_NAME and path.is_file():
-                shutil.copyfile(path, out / path.name)
 
 
 def tensor_parts(name: str, tensor: Array, plan: Plan, on_bytes: Callable[[int], None]) -> Iterator[tuple[str, Array]]:

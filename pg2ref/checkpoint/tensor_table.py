@@ -35,6 +35,13 @@ def canonical_name(name: str) -> str:
     return name.removeprefix("language_model.") if name == "language_model." + LM_HEAD else name
 
 
+def released_name(canonical: str) -> str:
+    """The name a tensor has in the release (family A)."""
+    name = canonical.replace("language_model.", "language_model.model.", 1)
+    name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    return "language_model." + name if name == LM_HEAD else name
+
+
 def is_ignored(canonical: str) -> bool:
     """Whether a tensor may lie in the file although the model has no place for it."""
     return canonical.endswith(IGNORED_SUFFIXES) or canonical.startswith(IGNORED_PREFIXES)
@@ -90,7 +97,11 @@ def vision_shapes(config: SiglipConfig) -> Shapes:
 
 
 def text_shapes(config: Gemma2Config) -> Shapes:
-    """The decoder's tensors; no biases, and norms store w of (1 + w)."""
+    """The decoder's tensors; no biases, and norms store w of (1 + w).
+
+    Gemma 1 has two norms a layer, and calls the one before the MLP `post_attention_layernorm`, as Llama does; in
+    Gemma 2 that is the norm of what attention adds (Transformers, modeling_gemma.py and modeling_gemma2.py).
+    """
     D, F = config.hidden_size, config.intermediate_size
     query_width = config.num_attention_heads * config.head_dim
     key_width = config.num_key_value_heads * config.head_dim
@@ -101,12 +112,12 @@ def text_shapes(config: Gemma2Config) -> Shapes:
         "self_attn.v_proj": (key_width, D),
         "self_attn.o_proj": (D, query_width),
         "post_attention_layernorm": (D,),
-        "pre_feedforward_layernorm": (D,),
         "mlp.gate_proj": (F, D),
         "mlp.up_proj": (F, D),
         "mlp.down_proj": (D, F),
-        "post_feedforward_layernorm": (D,),
     }
+    if config.post_norms:
+        leaves |= {"pre_feedforward_layernorm": (D,), "post_feedforward_layernorm": (D,)}
     shapes: Shapes = {"language_model.embed_tokens.weight": (config.vocab_size, D)}
     for i in range(config.num_hidden_layers):
         shapes |= {f"language_model.layers.{i}.{leaf}.weight": shape for leaf, shape in leaves.items()}
@@ -134,8 +145,10 @@ def assemble(config: PaliGemmaConfig, tensors: Mapping[str, Any]) -> Params:
         language_model=Gemma2Params(
             embed_tokens=embed_tokens,
             layers=tuple(
-                DecoderLayer(**{leaf: tensors[f"{path}.weight"] for leaf, path in _text_layer_paths(i).items()})
-                for i in range(config.text.num_hidden_layers)
+                DecoderLayer(**{leaf: path and tensors[f"{path}.weight"] for leaf, path in paths.items()})
+                for paths in (
+                    _text_layer_paths(i, config.text.post_norms) for i in range(config.text.num_hidden_layers)
+                )
             ),
             norm=tensors["language_model.norm.weight"],
             lm_head=tensors.get(LM_HEAD, embed_tokens),  # a head in the file is used even where the config ties it
@@ -148,9 +161,15 @@ def _vision_layer_paths(layer: int) -> dict[str, str]:
     return {leaf: at + _folder_of(leaf) + leaf for leaf in SiglipLayer._fields}
 
 
-def _text_layer_paths(layer: int) -> dict[str, str]:
+def _text_layer_paths(layer: int, post_norms: bool) -> dict[str, Any]:
+    """Where each of our leaves lies, or None; without post-norms the norm before the MLP is called otherwise."""
     at = f"language_model.layers.{layer}."
-    return {leaf: at + _folder_of(leaf) + leaf for leaf in DecoderLayer._fields}
+    paths: dict[str, Any] = {leaf: at + _folder_of(leaf) + leaf for leaf in DecoderLayer._fields}
+    if not post_norms:
+        before_mlp = paths["post_attention_layernorm"]
+        paths |= {"post_attention_layernorm": None, "post_feedforward_layernorm": None}
+        paths["pre_feedforward_layernorm"] = before_mlp
+    return paths
 
 
 def _folder_of(leaf: str) -> str:

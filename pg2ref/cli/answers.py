@@ -25,6 +25,11 @@ def describe(model: "Model") -> None:
         f"{computed['backend']}",
         err=True,
     )
+    for adapter in model.adapters:
+        click.echo(
+            f"{adapter.folder}: {len(adapter.low_rank)} matrices adapted, {len(adapter.replaced)} tensors replaced",
+            err=True,
+        )
 
 
 def describe_time(result: "Result") -> None:

@@ -9,6 +9,7 @@ from pg2ref.cli.answers import describe, describe_time, print_tokens
 from pg2ref.cli.drawn_scene import answer_about_scene
 from pg2ref.cli.objects import check_pictures, object_options, say_what_is_wrong, write_pictures
 from pg2ref.cli.options import (
+    adapter_option,
     computation_options,
     json_option,
     length_option,
@@ -16,6 +17,7 @@ from pg2ref.cli.options import (
     open_model,
     quiet_option,
     sampling_options,
+    tokenizer_option,
 )
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
@@ -31,6 +33,8 @@ DEFAULT_PROMPT = "caption en"
 @click.command("generate", short_help="Answer a prompt about an image.")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @model_option
+@adapter_option
+@tokenizer_option
 @click.option("-p", "--prompt", help=f"The task, `{DEFAULT_PROMPT}` by default; `-` reads it from stdin.")
 @length_option
 @sampling_options
@@ -64,6 +68,8 @@ DEFAULT_PROMPT = "caption en"
 def command(
     images: tuple[str, ...],
     name: str | None,
+    adapters: tuple[str, ...],
+    tokenizer_file: str | None,
     prompt: str | None,
     video: str | None,
     frames: int | None,
@@ -96,6 +102,7 @@ def command(
     pg2ref generate --seed 7 -p "answer en how many objects?"
     pg2ref generate photo.jpg -m ./paligemma2-3b-mix-224
     pg2ref generate photo.jpg -m google/paligemma2-3b-mix-224 -p "answer en how many cats?"
+    pg2ref generate photo.jpg -m google/paligemma2-3b-pt-224 --adapter ./my-lora
     pg2ref generate left.png right.png -m ./nlvr2 -p "answer en both show a dog" --json
     pg2ref generate --video clip.mp4 --frames 16 --stride 30 -m ./activitynet -p "caption en"
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
@@ -106,7 +113,8 @@ def command(
     sources, asked = read_stdin(images, DEFAULT_PROMPT if prompt is None else prompt)
     sources += frames_of(video, frames, stride, bool(images))
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
-    model = open_model(name, quiet=quiet, vae=vae, loc_scale=loc_scale, **computed)
+    files: dict[str, Any] = {"adapters": adapters, "tokenizer_file": tokenizer_file, "vae": vae}
+    model = open_model(name, quiet=quiet, loc_scale=loc_scale, **files, **computed)
     if verbose:
         describe(model)
     options["use_cache"] = not no_cache

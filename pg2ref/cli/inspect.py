@@ -33,11 +33,11 @@ def command(name_argument: str | None, name: str | None, keys: bool, verify: boo
     if name_argument and name and name_argument != name:
         raise UsageError("two models given: name one, as the argument or with -m")
     model_name = required_model(name_argument or name)
-    from pg2ref.checkpoint.loader import check_vocabulary, load_checkpoint, type_name
-    from pg2ref.checkpoint.locate import locate
+    from pg2ref.checkpoint.loader import check_vocabulary, type_name
+    from pg2ref.checkpoint.open import open_checkpoint
     from pg2ref.inputs.tokenizer import Tokenizer
 
-    checkpoint = load_checkpoint(locate(model_name))
+    checkpoint = open_checkpoint(model_name)
     tokenizer = Tokenizer.load(checkpoint.folder, checkpoint.config.image_token_id)
     check_vocabulary(checkpoint, tokenizer.vocab_size)
     if verify:
@@ -82,18 +82,19 @@ def check_numbers(checkpoint: "Checkpoint") -> None:
 
 def describe(checkpoint: "Checkpoint") -> dict[str, Any]:
     """The facts, in the order in which they are printed."""
-    from pg2ref.published import PUBLISHED
+    from pg2ref.published import PUBLISHED, PUBLISHED_1
 
     config, text, vision = checkpoint.config, checkpoint.config.text, checkpoint.config.vision
+    family, sizes = ("PaliGemma 2", PUBLISHED) if text.post_norms else ("PaliGemma 1", PUBLISHED_1)
     published = [
         size
-        for size, known in PUBLISHED.items()
+        for size, known in sizes.items()
         if known.text == text and known.vision == vision and known.image_token_id == config.image_token_id
     ]
     params = checkpoint.params.language_model
     sliding = sum(kind == "sliding_attention" for kind in text.layer_types)
     return {
-        "model": f"PaliGemma 2 {published[0]}" if published else "PaliGemma 2, a size of its own",
+        "model": f"{family} {published[0]}" if published else f"{family}, a size of its own",
         "folder": str(checkpoint.folder),
         "files": len(checkpoint.files),
         "bytes": checkpoint.total_bytes,

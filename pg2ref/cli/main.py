@@ -26,6 +26,7 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "tokenize": "pg2ref.cli.tokenize",
     "bench": "pg2ref.cli.bench",
     "quantize": "pg2ref.cli.quantize",
+    "merge": "pg2ref.cli.merge",
     "break": "pg2ref.cli.museum",
     "download": "pg2ref.cli.download",
     "doctor": "pg2ref.cli.doctor",
@@ -72,6 +73,7 @@ def group() -> None:
     pg2ref inspect google/paligemma2-3b-mix-224
     pg2ref tokenize "detect cat ; dog" -m google/paligemma2-3b-mix-224
     pg2ref quantize -m google/paligemma2-3b-mix-224 -o ./mix-int8 --to int8
+    pg2ref merge -m google/paligemma2-3b-pt-224 --adapter ./my-lora -o ./mine
     """
 
 

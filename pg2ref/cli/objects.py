@@ -9,6 +9,7 @@ import click
 
 from pg2ref.cli.files import check_writable, write_bytes
 from pg2ref.cli.options import (
+    adapter_option,
     computation_options,
     decorator_of,
     json_option,
@@ -16,6 +17,7 @@ from pg2ref.cli.options import (
     model_option,
     open_model,
     quiet_option,
+    tokenizer_option,
 )
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
@@ -54,6 +56,8 @@ find_options = decorator_of(
     click.argument("image"),
     click.argument("what", nargs=-1, required=True, metavar="WORDS..."),
     model_option,
+    adapter_option,
+    tokenizer_option,
     length_option,
     object_options,
     computation_options,

@@ -39,8 +39,21 @@ model_option = click.option(
     "--model",
     "name",
     metavar="MODEL",
-    help="A checkpoint folder, org/name[@revision] in the local Hugging Face cache, or pg2ref-shapes, the built-in "
-    "model for synthetic scenes, which answers by default.",
+    help="A checkpoint folder, org/name[@revision] in the local Hugging Face cache, an .npz of big_vision, or "
+    "pg2ref-shapes, the built-in model for synthetic scenes, which answers by default.",
+)
+adapter_option = click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR",
+    multiple=True,
+    help="A LoRA folder as peft writes it; may be given several times.",
+)
+tokenizer_option = click.option(
+    "--tokenizer",
+    "tokenizer_file",
+    metavar="FILE",
+    help="tokenizer.model or tokenizer.json. Default: that in the model's folder.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 length_option = click.option(

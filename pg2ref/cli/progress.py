@@ -40,6 +40,24 @@ class ProgressLine:
             self._written = 0.0
 
 
+class Counter:
+    """Moves a progress line on by the bytes it is called with, and clears it at the end."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.line, self.label, self.total, self.done = ProgressLine(), label, total, 0
+
+    def __enter__(self) -> "Counter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.line.clear()
+
+    def __call__(self, count: int) -> None:
+        """So many more bytes are done."""
+        self.done += count
+        self.line.show(self.label, self.done, self.total, f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB")
+
+
 class LayerProgress:
     """A tap (trace.py) that moves the line on at the end of each layer of reading images and prompt."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pg2ref.cli.options import json_option, model_option, required_model
-from pg2ref.cli.progress import ProgressLine
+from pg2ref.cli.progress import Counter
 from pg2ref.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def check_images(images: tuple[str, ...]) -> None:
 def write(name: str, out: Path, to: str, vision: str) -> dict[str, Any]:
     """Quantise, and say how much and how long."""
     from pg2ref.checkpoint.loader import load_checkpoint
-    from pg2ref.checkpoint.locate import locate
+    from pg2ref.checkpoint.open import open_checkpoint
     from pg2ref.checkpoint.quantize import quantize_checkpoint
 
-    started, source = time.perf_counter(), load_checkpoint(locate(name))
+    started, source = time.perf_counter(), open_checkpoint(name)
     with Counter("quantising", source.total_bytes) as count:
         quantize_checkpoint(source, out, to, source_name=name, vision=vision, on_bytes=count)
     written = load_checkpoint(out).total_bytes
@@ -119,24 +119,6 @@ def compare(name: str, out: Path, images: tuple[str, ...], prompt: str, max_new_
     source, quantized = open_pair(name, out)
     with Counter("comparing", source.checkpoint.total_bytes) as count:
         return report(source, quantized, images, prompt, max_new_tokens=max_new_tokens, on_bytes=count)
-
-
-class Counter:
-    """Moves a progress line on by the bytes it is called with, and clears it at the end."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.line, self.label, self.total, self.done = ProgressLine(), label, total, 0
-
-    def __enter__(self) -> "Counter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.line.clear()
-
-    def __call__(self, count: int) -> None:
-        """So many more bytes are done."""
-        self.done += count
-        self.line.show(self.label, self.done, self.total, f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB")
 
 
 def print_report(found: "Report") -> None:

@@ -31,13 +31,11 @@ def command(prompt: str, name: str | None, num_images: int, raw: bool, as_json: 
     pg2ref tokenize "<loc0512>" -m ./paligemma2-3b-mix-224 --raw --json
     """
     model_name = required_model(name)
-    from pg2ref.checkpoint.locate import locate
-    from pg2ref.config import read_config
+    from pg2ref.checkpoint.open import open_config
     from pg2ref.inputs.prompt import prompt_ids
     from pg2ref.inputs.tokenizer import Tokenizer
 
-    folder = locate(model_name)
-    config = read_config(folder / "config.json")
+    folder, config = open_config(model_name)
     tokenizer = Tokenizer.load(folder, config.image_token_id)
     num_image_tokens = config.vision.num_image_tokens
     if raw:

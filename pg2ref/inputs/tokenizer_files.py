@@ -19,6 +19,7 @@ LARGEST_ID = 1 << 24
 SPACE = "▁"  # how pieces spell a space
 
 Encode = Callable[[str], list[int]]
+NAMES = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")  # the last as big_vision calls it
 
 
 class Vocabulary(NamedTuple):
@@ -31,16 +32,10 @@ class Vocabulary(NamedTuple):
 
 
 def read_vocabulary(folder: Path, image_token_id: int) -> Vocabulary:
-    """Read the tokenizer of a checkpoint folder; CheckpointError as `Tokenizer.load` says."""
-    if (folder / "tokenizer.model").is_file():
-        vocabulary = _read_sentencepiece(folder / "tokenizer.model")
-    elif (folder / "tokenizer.json").is_file():
-        vocabulary = _read_tokenizer_json(folder / "tokenizer.json")
-    else:
-        raise CheckpointError(
-            f"no tokenizer in {folder}: expected tokenizer.model or tokenizer.json; "
-            "copy one there from the checkpoint it belongs to"
-        )
+    """Read the tokenizer of a checkpoint folder, or the file it is; CheckpointError as `Tokenizer.load` says."""
+    path = folder if folder.is_file() else _choose(folder)
+    folder = path.parent
+    vocabulary = _read_tokenizer_json(path) if path.suffix == ".json" else _read_sentencepiece(path)
     listed = [*_read_added_tokens(folder).items(), ("<image>", (image_token_id, True))]
     for text, (token_id, is_special) in listed:
         _place(vocabulary.pieces, text, token_id)
@@ -55,6 +50,16 @@ def read_vocabulary(folder: Path, image_token_id: int) -> Vocabulary:
             "checkpoint (Gemma's own lacks <loc> and <seg>); copy the files of the checkpoint again"
         )
     return vocabulary
+
+
+def _choose(folder: Path) -> Path:
+    for name in NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"no tokenizer in {folder}: expected tokenizer.model or tokenizer.json; "
+        "copy one there from the checkpoint it belongs to"
+    )
 
 
 def _place(pieces: list[str | None], text: str, token_id: int) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pg2ref.adapted import AdaptedMatrix, LinearWeight
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
@@ -17,6 +18,7 @@ from pg2ref.policy import BACKENDS, INTEGER_PRECISIONS, PRECISIONS
 from pg2ref.quantized import QuantizedMatrix, Weight
 
 Linear = Callable[[Array, Weight, Array | None], Array]
+LinearEach = Callable[..., list[Array]]  # as in Ops
 
 
 class Ops(NamedTuple):
@@ -28,7 +30,7 @@ class Ops(NamedTuple):
     """
 
     linear: Callable[..., Array]
-    linear_each: Callable[..., list[Array]]
+    linear_each: LinearEach
     gated_linear: Callable[..., Array]
     rms_norm: Callable[..., Array]
     layer_norm: Callable[..., Array]
@@ -43,19 +45,48 @@ class Ops(NamedTuple):
     scale: Callable[[Array, float], Array]
 
 
+def adaptable(stored_each: Callable[..., list[Array]], add_thin: Callable[..., Array]) -> LinearEach:
+    """`linear_each` for adapted matrices too, out of one for stored matrices.
+
+    What adapters add is computed beside it by `add_thin`, from rows that are not rounded, whatever the precision.
+    """
+
+    def linear_each(
+        x_TD: Array, weights: Sequence[LinearWeight], biases: Sequence[Array | None] | None = None
+    ) -> list[Array]:
+        biases = biases or [None] * len(weights)
+        layers = list(zip(weights, biases, strict=True))
+        stored = [weight.base if isinstance(weight, AdaptedMatrix) else weight for weight in weights]
+        outs = stored_each(
+            x_TD, stored, [None if isinstance(weight, AdaptedMatrix) else bias for weight, bias in layers]
+        )
+        return [
+            adapt(x_TD, out_TO, weight, bias) if isinstance(weight, AdaptedMatrix) else out_TO
+            for out_TO, (weight, bias) in zip(outs, layers, strict=True)
+        ]
+
+    def adapt(x_TD: Array, out_TO: Array, weight: AdaptedMatrix, bias_O: Array | None) -> Array:
+        return add_thin(out_TO, x_TD, weight.down_RD, weight.up_RO, weight.gain_O, bias_O)
+
+    return linear_each
+
+
 def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
     """The plain NumPy table around one kind of linear layer and of attention."""
 
-    def linear_each(
-        x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None] | None = None
-    ) -> list[Array]:
-        return [linear(x_TD, *layer) for layer in zip(weights, biases or [None] * len(weights), strict=True)]
+    def stored_each(x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None]) -> list[Array]:
+        return [linear(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
 
-    def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
-        return ops.gated_gelu(linear(x_TD, gate_FD, None), linear(x_TD, up_FD, None))
+    linear_each = adaptable(stored_each, ops.add_thin)
+
+    def linear_one(x_TD: Array, weight_OD: LinearWeight, bias_O: Array | None = None) -> Array:
+        return linear_each(x_TD, [weight_OD], [bias_O])[0]
+
+    def gated_linear(x_TD: Array, gate_FD: LinearWeight, up_FD: LinearWeight) -> Array:
+        return ops.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
 
     return Ops(
-        linear=linear,
+        linear=linear_one,
         linear_each=linear_each,
         gated_linear=gated_linear,
         rms_norm=ops.rms_norm,
@@ -80,14 +111,11 @@ REFERENCE_INTEGER = reference(ops.linear_integer, ops.attend_bf16)
 @cache
 def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here, when somebody asks for them."""
-    from pg2ref.kernels import attention, elementwise, linear, quantized, stored
+    from pg2ref.kernels import attention, elementwise, linear, quantized, stored, thin
 
     is_bf16 = precision != "f32"
 
-    def linear_each(
-        x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None] | None = None
-    ) -> list[Array]:
-        biases = biases or [None] * len(weights)
+    def stored_each(x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None]) -> list[Array]:
         plain = [weight for weight in weights if not isinstance(weight, QuantizedMatrix)]
         if not plain:
             return quantized.linear_each(x_TD, weights, biases)
@@ -95,7 +123,9 @@ def fast(precision: str) -> Ops:
             return linear.linear_each(x_TD, plain, biases, is_bf16=is_bf16)
         return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
 
-    def linear_one(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
+    linear_each = adaptable(stored_each, thin.add_thin)
+
+    def linear_one(x_TD: Array, weight_OD: LinearWeight, bias_O: Array | None = None) -> Array:
         return linear_each(x_TD, [weight_OD], [bias_O])[0]
 
     def attention_weights(
@@ -119,10 +149,10 @@ def fast(precision: str) -> Ops:
             weights_GTS[...] = ops.softmax(logits_GTS)
         return weights_KGTS.reshape(N, T, S)
 
-    def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
+    def gated_linear(x_TD: Array, gate_FD: LinearWeight, up_FD: LinearWeight) -> Array:
         if isinstance(gate_FD, QuantizedMatrix) and isinstance(up_FD, QuantizedMatrix) and gate_FD.bits == up_FD.bits:
             return quantized.gated_linear(x_TD, gate_FD, up_FD)
-        if isinstance(gate_FD, QuantizedMatrix) or isinstance(up_FD, QuantizedMatrix):
+        if not isinstance(gate_FD, np.ndarray) or not isinstance(up_FD, np.ndarray):
             return elementwise.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
         return linear.gated_linear(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
 

@@ -1,5 +1,7 @@
 """Step 6 of 9: embeddings -> logits, by the Gemma 2 decoder (arXiv:2408.00118). Next: paligemma.py.
 
+Gemma 1, the decoder of PaliGemma 1 (arXiv:2407.07726), is the same without post-norms, soft caps and windows.
+
 Side steps: ops.py (norms, soft caps, attention), rope.py, masks.py, kv_cache.py. Rows of several sequences may share
 the T axis: linear layers and norms do not care whose row it is, attention goes sequence by sequence.
 """
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pg2ref.adapted import LinearWeight, embedding_rows
 from pg2ref.arrays import Array
 from pg2ref.config import Gemma2Config
 from pg2ref.errors import ShapeError
@@ -16,7 +19,6 @@ from pg2ref.model import masks, rope
 from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.masks import KeyRanges
-from pg2ref.quantized import Weight, pick_rows
 from pg2ref.trace import Tap, no_tap
 
 
@@ -24,25 +26,25 @@ class DecoderLayer(NamedTuple):
     """One block; the fields have the checkpoint's leaf names, matrices lie as in the file: (outputs, inputs)."""
 
     input_layernorm: Array
-    q_proj: Weight
-    k_proj: Weight
-    v_proj: Weight
-    o_proj: Weight
-    post_attention_layernorm: Array
+    q_proj: LinearWeight
+    k_proj: LinearWeight
+    v_proj: LinearWeight
+    o_proj: LinearWeight
+    post_attention_layernorm: Array | None  # None in Gemma 1
     pre_feedforward_layernorm: Array
-    gate_proj: Weight
-    up_proj: Weight
-    down_proj: Weight
-    post_feedforward_layernorm: Array
+    gate_proj: LinearWeight
+    up_proj: LinearWeight
+    down_proj: LinearWeight
+    post_feedforward_layernorm: Array | None  # likewise
 
 
 class Gemma2Params(NamedTuple):
     """The decoder's weights. `lm_head` is `embed_tokens` itself unless the file holds one of its own."""
 
-    embed_tokens: Weight  # (V, D)
+    embed_tokens: LinearWeight  # (V, D)
     layers: tuple[DecoderLayer, ...]
     norm: Array
-    lm_head: Weight  # (V, D)
+    lm_head: LinearWeight  # (V, D)
 
 
 class Attention(NamedTuple):
@@ -61,7 +63,7 @@ def embed(
     """Text embeddings `text_embeddings_TD`, times the square root of the width."""
     if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= config.vocab_size):
         raise ShapeError(f"token ids must lie in 0 to {config.vocab_size - 1}, got {ids_T.min()} to {ids_T.max()}")
-    return ops.scale(pick_rows(params.embed_tokens, ids_T, dtype), config.embedding_scale)
+    return ops.scale(embedding_rows(params.embed_tokens, ids_T, dtype), config.embedding_scale)
 
 
 def decode(
@@ -121,18 +123,25 @@ def decode_layer(
     ops: Ops,
     tap: Tap,
 ) -> Array:
-    """One block: attention, then the gated MLP; a norm before and after each, then added to the stream."""
+    """One block: attention, then the gated MLP; a norm before and after each, then added to the stream.
+
+    Gemma 1 has no norm after them.
+    """
     stage, eps = f"text/layer_{index:02d}", config.rms_norm_eps
     normed_TD = tap(f"{stage}/input_layernorm", ops.rms_norm(hidden_TD, layer.input_layernorm, eps))
-    attended_TD = attend(layer, config, normed_TD, index, attention, ops, tap)
-    branch_TD = ops.rms_norm(attended_TD, layer.post_attention_layernorm, eps)
-    hidden_TD = ops.add(hidden_TD, tap(f"{stage}/post_attention_layernorm", branch_TD))
+    branch_TD = attend(layer, config, normed_TD, index, attention, ops, tap)
+    if config.post_norms:
+        branch_TD = ops.rms_norm(branch_TD, layer.post_attention_layernorm, eps)
+        tap(f"{stage}/post_attention_layernorm", branch_TD)
+    hidden_TD = ops.add(hidden_TD, branch_TD)
     normed_TD = ops.rms_norm(hidden_TD, layer.pre_feedforward_layernorm, eps)
     tap(f"{stage}/pre_feedforward_layernorm", normed_TD)
     gated_TF = tap(f"{stage}/gated_gelu", ops.gated_linear(normed_TD, layer.gate_proj, layer.up_proj))
     branch_TD = tap(f"{stage}/down_proj", ops.linear(gated_TF, layer.down_proj))
-    branch_TD = ops.rms_norm(branch_TD, layer.post_feedforward_layernorm, eps)
-    return tap(f"{stage}/out", ops.add(hidden_TD, tap(f"{stage}/post_feedforward_layernorm", branch_TD)))
+    if config.post_norms:
+        branch_TD = ops.rms_norm(branch_TD, layer.post_feedforward_layernorm, eps)
+        tap(f"{stage}/post_feedforward_layernorm", branch_TD)
+    return tap(f"{stage}/out", ops.add(hidden_TD, branch_TD))
 
 
 def attend(

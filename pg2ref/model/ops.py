@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pg2ref.adapted import LinearWeight
 from pg2ref.arrays import Array, f32_to_bf16, widen
 from pg2ref.model.masks import KeyRanges
 from pg2ref.quantized import GROUP, HIGHEST, QuantizedMatrix, Weight, widen_rows
@@ -23,9 +24,9 @@ RUN = 128  # products summed by one matrix product; a sum's rounding error grows
 
 
 class Affine(NamedTuple):
-    """A weight and its bias: of a linear layer (O, D) and (O,), of a LayerNorm (E,) and (E,), never quantised."""
+    """A weight and its bias: of a linear layer (O, D) and (O,), of a LayerNorm (E,) and (E,), which is an array."""
 
-    weight: Weight
+    weight: LinearWeight
     bias: Array
 
 
@@ -44,6 +45,16 @@ def linear(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array
         )
     if bias_O is not None:
         out_TO += widen(bias_O, x_TD.dtype)
+    return out_TO
+
+
+def add_thin(
+    out_TO: Array, x_TD: Array, down_RD: Array, up_RO: Array, gain_O: Array | None, bias_O: Array | None
+) -> Array:
+    """What adapters make of a product with the stored matrix: `gain * out + (x @ down.T) @ up + bias`, in place."""
+    if gain_O is not None:
+        out_TO *= gain_O.astype(out_TO.dtype)
+    out_TO += linear(linear(x_TD, down_RD), up_RO.T, bias_O)
     return out_TO
 
 

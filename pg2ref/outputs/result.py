@@ -63,7 +63,7 @@ class Timing:
 class Result:
     """What `Model.generate` returns."""
 
-    model: dict[str, Any]  # id, revision (of the Hugging Face cache), dtype, backend, weights
+    model: dict[str, Any]  # id, revision (of the Hugging Face cache), dtype, backend, weights, adapters
     images: tuple[InputImage, ...]
     prompt: str
     prompt_ids: tuple[int, ...]

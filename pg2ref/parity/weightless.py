@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from pg2ref.adapted import adapted_rows
 from pg2ref.arrays import Array, widen
 from pg2ref.config import Gemma2Config, PaliGemmaConfig, SiglipConfig
 from pg2ref.errors import UsageError
@@ -28,7 +29,6 @@ from pg2ref.parity.difference import F64, measure
 from pg2ref.parity.records import Record
 from pg2ref.parity.replay import run_behind
 from pg2ref.parity.trace_file import IDS
-from pg2ref.quantized import widen_rows
 from pg2ref.trace import Tap
 
 SAME = 2e-6  # an input that is this near to the reference's is the reference's, but for rounding in float32
@@ -192,7 +192,7 @@ def merge(run: Run, right_ids: list[int], reference: Stages, other: Stages) -> A
     is_image_T = ids == model.config.image_token_id
     if is_image_T.sum() != len(images_ID):
         return right_TD
-    found_TD[is_image_T] = images_ID * widen_rows(model.params.multi_modal_projector.weight, F64, 0, 1)
+    found_TD[is_image_T] = images_ID * adapted_rows(model.params.multi_modal_projector.weight, F64, 0, 1)
     return found_TD
 
 

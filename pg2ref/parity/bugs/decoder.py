@@ -8,7 +8,6 @@ from pg2ref.arrays import Array, widen
 from pg2ref.errors import UsageError
 from pg2ref.model import rope
 from pg2ref.parity.bugs.run import Bug, Run, with_language_model, with_operations, with_text_fields
-from pg2ref.quantized import QuantizedMatrix
 
 
 def _scale_is_the_weight(run: Run) -> Run:
@@ -53,8 +52,8 @@ def _positions_from_zero(run: Run) -> Run:
 
 def _transpose_head(run: Run) -> Run:
     head_VD = run.model.params.language_model.lm_head
-    if isinstance(head_VD, QuantizedMatrix):
-        raise UsageError("a quantised head cannot be read transposed: take the checkpoint it was made from")
+    if not isinstance(head_VD, np.ndarray):
+        raise UsageError("a quantised or adapted head cannot be read transposed: take the checkpoint it was made from")
     return with_language_model(run, lm_head=np.ascontiguousarray(head_VD.T).reshape(head_VD.shape))
 
 

@@ -4,10 +4,11 @@ from math import erf
 
 import numpy as np
 
+from pg2ref.adapted import adapted_rows
 from pg2ref.arrays import Array, widen
 from pg2ref.model.ops import Affine
 from pg2ref.parity.bugs.run import Bug, Run, with_operations
-from pg2ref.quantized import Weight, widen_rows
+from pg2ref.quantized import Weight
 
 _erf = np.frompyfunc(erf, 1, 1)
 
@@ -42,7 +43,7 @@ def _scale_images(run: Run, factor: float) -> Run:
     weight, bias = model.params.multi_modal_projector
     exact = np.dtype(np.float64)  # rounded once, when it is scaled
     scaled = Affine(
-        (widen_rows(weight, exact, 0, weight.shape[0]) * factor).astype(model.dtype),
+        (adapted_rows(weight, exact, 0, weight.shape[0]) * factor).astype(model.dtype),
         (widen(bias, exact) * factor).astype(model.dtype),
     )
     return run._replace(model=model._replace(params=model.params._replace(multi_modal_projector=scaled)))

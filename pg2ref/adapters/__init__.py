@@ -1,0 +1,1 @@
+"""Fine-tunes that come as an addition to a checkpoint: LoRA folders as the peft package writes them."""
