@@ -11,9 +11,11 @@ import numpy as np
 from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
-from pg2ref.kernels.exponential import exp_float32, tanh_float32
+from pg2ref.kernels.exponential import ONE, exp_float32, tanh_float32
 from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
-from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, take
+from pg2ref.kernels.simd.largest import largest_of
+from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, restore_control, take
+from pg2ref.kernels.simd.sums import dot, sum_of
 from pg2ref.kernels.stored import Array, as_float32, bf16_bits, rounded, widened
 
 QUERIES = 8 * TILE_ROWS  # in a block
@@ -75,28 +77,34 @@ def pack_heads(key_words_SKW, value_SKH, keys_KPWP, values_KPWP, pairs):  # type
 
 
 @inlined
-def softmax_range(scores_S, first, last, scale, cap):  # type: ignore[no-untyped-def]
-    """Scores to weights in place: scale, cap, softmax over first..last, zero elsewhere. `cap` 0 means none."""
-    scores = scores_S[first : last + 1]
+def softmax(scores_S, scale, cap):  # type: ignore[no-untyped-def]
+    """Scores of the keys that a query reads to weights in place: scale, cap, softmax. `cap` 0 means none.
+
+    Returns what every weight is still to be multiplied by: whoever reads them next does it on the way.
+    """
     if cap > 0:
         squeeze = scale / cap
-        for s in range(scores.size):
-            scores[s] = cap * tanh_float32(scores[s] * squeeze)
-    else:
-        for s in range(scores.size):
-            scores[s] = scores[s] * scale
-    largest = scores[0]
-    for s in range(scores.size):
-        largest = max(largest, scores[s])
-    total = 0.0
-    for s in range(scores.size):
-        scores[s] = exp_float32(scores[s] - largest)
-        total += scores[s]
-    inverse = np.float32(1.0 / total)
-    for s in range(scores.size):
-        scores[s] *= inverse
-    scores_S[:first] = 0
-    scores_S[last + 1 :] = 0
+        for s in range(scores_S.size):
+            scores_S[s] = cap * tanh_float32(scores_S[s] * squeeze)
+        scale = ONE
+    largest = largest_of(scores_S)
+    for s in range(scores_S.size):
+        scores_S[s] = exp_float32((scores_S[s] - largest) * scale)
+    return np.float32(1.0 / sum_of(scores_S))
+
+
+@inlined
+def scale_all(numbers, factor):  # type: ignore[no-untyped-def]
+    """Multiply in place."""
+    for s in range(numbers.size):
+        numbers[s] *= factor
+
+
+@inlined
+def round_scaled(numbers, factor, halves):  # type: ignore[no-untyped-def]
+    """The bf16 bits of numbers times a factor."""
+    for s in range(numbers.size):
+        halves[s] = bf16_bits(numbers[s] * factor)
 
 
 @kernel
@@ -106,7 +114,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
     H, group, blocks = out_TNH.shape[2], N // keys_KPWP.shape[0], (T + QUERIES - 1) // QUERIES
     width, value_words, counter = keys_KPWP.shape[1] * PANEL, values_KPWP.shape[2], np.zeros(1, np.int64)
     for _thread in prange(threads):
-        flush_denormals(np.int64(pairs))
+        control = flush_denormals(np.int64(pairs))
         weights_TS = np.zeros((QUERIES, width), np.float32)
         halves_TS = np.zeros((QUERIES, width), np.uint16)
         edge_TP = np.zeros((QUERIES, PANEL), np.float32)
@@ -122,12 +130,15 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
                 multiply_panel(query, N * W * 4, rows, panel.ctypes.data, W, place, width * 4, pairs)
             keys = last + 1 - first
             for t in range(rows):
-                weights_S = weights_TS[t, : keys + keys % 2]
-                softmax_range(weights_S, first_T[start + t] - first, last_T[start + t] - first, scale, cap)
+                begin, end = first_T[start + t] - first, last_T[start + t] + 1 - first
+                scores_S, halves_S = weights_TS[t, : keys + keys % 2], halves_TS[t, : keys + keys % 2]
+                inverse = softmax(scores_S[begin:end], scale, cap)
                 if pairs:
-                    halves_S = halves_TS[t]
-                    for s in range(weights_S.size):
-                        halves_S[s] = bf16_bits(weights_S[s])
+                    halves_S[:begin], halves_S[end:] = 0, 0
+                    round_scaled(scores_S[begin:end], inverse, halves_S[begin:end])
+                else:
+                    scores_S[:begin], scores_S[end:] = 0, 0
+                    scale_all(scores_S[begin:end], inverse)
             weights, stride = weights_TS.ctypes.data, np.int64(width * 4)
             first_word, words = first, keys
             if pairs:
@@ -142,7 +153,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
                 columns = min(PANEL, H - h)
                 out_TNH[start : start + rows, n, h : h + columns] = edge_TP[:rows, :columns]
             work = take(counter.ctypes.data)
-        flush_denormals(np.int64(0))
+        restore_control(control)
         # an array is freed after its last use, and an address is none: here they still live
         weights_TS[0, 0], halves_TS[0, 0], edge_TP[0, 0] = 0, 0, 0
     counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0] + values_KPWP[0, 0, 0, 0]
@@ -172,16 +183,12 @@ def attend_one(query_NH, key_SKH, value_SKH, first, last, scale, cap, out_NH, pa
             fetch_row(key_SKH, min(last, first + s + AHEAD), k)
             key_H = key_SKH[first + s, k]
             for g in range(G):
-                query_H = query_GH[g]
-                total = np.float32(0)
-                for h in range(H):
-                    total += query_H[h] * as_float32(key_H[h])
-                weights_GS[g, s] = total
+                weights_GS[g, s] = dot(query_GH[g], key_H)
         for g in range(G):
-            softmax_range(weights_GS[g], 0, last - first, scale, cap)
-            if pairs:
-                for s in range(last + 1 - first):
-                    weights_GS[g, s] = as_float32(bf16_bits(weights_GS[g, s]))
+            inverse = softmax(weights_GS[g], scale, cap)
+            for s in range(last + 1 - first):
+                weight = weights_GS[g, s] * inverse
+                weights_GS[g, s] = as_float32(bf16_bits(weight)) if pairs else weight
             out_NH[k * G + g] = 0
         for s in range(last + 1 - first):
             fetch_row(value_SKH, min(last, first + s + AHEAD), k)
@@ -218,7 +225,9 @@ def attend_bf16(
     logit_cap: float | None,
 ) -> Array:
     """The same with queries, keys, values and weights rounded to bf16; keys and values may be stored so."""
-    key_SKH, value_SKH = (array if array.dtype == np.uint16 else rounded(array) for array in (key_SKH, value_SKH))
+    key_SKH, value_SKH = (
+        np.ascontiguousarray(array) if array.dtype == np.uint16 else rounded(array) for array in (key_SKH, value_SKH)
+    )
     ranges = (first_key_T, last_key_T)
     return attend_words(query_TNH, key_SKH, value_SKH, ranges, scale, logit_cap, pairs=True)
 

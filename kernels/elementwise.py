@@ -8,6 +8,7 @@ from numba import prange
 
 from pg2ref.kernels.compiling import kernel, run
 from pg2ref.kernels.exponential import gelu_float32, tanh_float32
+from pg2ref.kernels.simd.sums import sum_of, sum_of_squares
 from pg2ref.kernels.stored import Array, as_float32, readable
 
 CHUNK = 4096  # numbers that a thread takes at a time
@@ -18,10 +19,7 @@ def rms_norm_rows(x_TD, scale_D, eps, out_TD):  # type: ignore[no-untyped-def]
     """X over its root mean square, times 1 + scale."""
     T, D = x_TD.shape
     for t in prange(T):
-        total = 0.0
-        for d in range(D):
-            total += np.float64(x_TD[t, d]) * np.float64(x_TD[t, d])
-        inverse = 1.0 / np.sqrt(total / D + eps)
+        inverse = 1.0 / np.sqrt(sum_of_squares(x_TD[t], 0.0) / D + eps)
         for d in range(D):
             out_TD[t, d] = x_TD[t, d] * inverse * (1.0 + np.float64(as_float32(scale_D[d])))
 
@@ -38,14 +36,8 @@ def layer_norm_rows(x_TE, scale_E, bias_E, eps, out_TE):  # type: ignore[no-unty
     """Mean and variance of a row, then scale and shift."""
     T, E = x_TE.shape
     for t in prange(T):
-        total = 0.0
-        for i in range(E):
-            total += np.float64(x_TE[t, i])
-        mean = total / E
-        squares = 0.0
-        for i in range(E):
-            squares += (x_TE[t, i] - mean) * (x_TE[t, i] - mean)
-        inverse = 1.0 / np.sqrt(squares / E + eps)
+        mean = sum_of(x_TE[t]) / E
+        inverse = 1.0 / np.sqrt(sum_of_squares(x_TE[t], mean) / E + eps)
         for i in range(E):
             out_TE[t, i] = (x_TE[t, i] - mean) * inverse * as_float32(scale_E[i]) + as_float32(bias_E[i])
 

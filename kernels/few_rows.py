@@ -1,24 +1,22 @@
 """A few rows times stored bf16 matrices (decoding), at the speed of the memory.
 
 Every stored row is read once, in order, and multiplied with all inputs while it is in registers.
-All that counts is that no thread waits: several matrices that read the same rows, query, key and value say, are one
-piece of work.
+All that counts is that no thread waits: matrices that read the same rows are one piece of work (matrices.py).
 """
 
 import numpy as np
 from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
+from pg2ref.kernels.matrices import MOST, are_alike, as_tuple, next_share
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.dots import LONG_ROWS, STRETCH, TURN, make_dots, make_long_dots
-from pg2ref.kernels.simd.machine import flush_denormals, take
+from pg2ref.kernels.simd.machine import flush_denormals, restore_control
 from pg2ref.kernels.stored import Array, bf16_bits
 
 FEW_ROWS = 16
 SHARE = 72 * 1024  # stored weights that a thread takes at a time: 4 microseconds of reading
-MOST = 3  # matrices in one call
 LONG = 6144  # inputs, from which on rows are read side by side
-ROOM_FOR_LONG = cpu().registers == 32  # their sums fill half of them
 
 dots_three, dots_two, dots_one = (make_dots(cpu(), rows, bf16_inputs=False) for rows in (3, 2, 1))
 pair_dots_three, pair_dots_two, pair_dots_one = (make_dots(cpu(), rows, bf16_inputs=True) for rows in (3, 2, 1))
@@ -68,27 +66,20 @@ def multiply_row(row, D, x, T, out, out_stride, is_bf16):  # type: ignore[no-unt
 
 @kernel
 def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-untyped-def]
-    """out_TO = x_TD @ weight_OD.T for the first `count` of the MOST weights and outs.
-
-    Threads take some stored rows after the other, so that a slow one takes fewer.
-    """
+    """out_TO = x_TD @ weight_OD.T for the first `count` of the MOST weights and outs."""
     T, D = x_TD.shape
     words_TW, counter = lay_out(x_TD, is_bf16), np.zeros(1, np.int64)
     at_once = max(LONG_ROWS, SHARE // D // LONG_ROWS * LONG_ROWS)
-    is_long = ROOM_FOR_LONG and D >= LONG and D % (STRETCH * TURN) == 0
-    weights_M, outs_M, outputs_M = np.empty(MOST, np.int64), np.empty(MOST, np.int64), np.empty(MOST, np.int64)
+    is_long = D >= LONG and D % (STRETCH * TURN) == 0
+    weights_M, outs_M, outputs_M, shares_M = np.empty((4, MOST), np.int64)
     for m in range(count):
         weights_M[m], outs_M[m], outputs_M[m] = weights[m].ctypes.data, outs[m].ctypes.data, weights[m].shape[0]
+        shares_M[m] = (outputs_M[m] + at_once - 1) // at_once
     for _thread in prange(threads):
-        flush_denormals(np.int64(is_bf16))
-        m, passed = 0, 0  # matrices before, and shares of rows in them
-        share = take(counter.ctypes.data)
+        control = flush_denormals(np.int64(is_bf16))
+        m, share = next_share(counter.ctypes.data, shares_M, count)
         while m < count:
-            shares = (outputs_M[m] + at_once - 1) // at_once
-            if share - passed >= shares:
-                m, passed = m + 1, passed + shares
-                continue
-            start = (share - passed) * at_once
+            start = share * at_once
             stride = outputs_M[m] * 4
             stop, o, x = min(outputs_M[m], start + at_once), start, words_TW.ctypes.data
             while T == 1 and is_long and o + LONG_ROWS <= stop:
@@ -101,17 +92,9 @@ def few_rows(x_TD, is_bf16, weights, outs, count, threads):  # type: ignore[no-u
             while o < stop:
                 multiply_row(weights_M[m] + o * D * 2, D, x, T, outs_M[m] + o * 4, stride, is_bf16)
                 o += 1
-            share = take(counter.ctypes.data)
-        flush_denormals(np.int64(0))
+            m, share = next_share(counter.ctypes.data, shares_M, count)
+        restore_control(control)
     counter[0] = words_TW[0, 0]  # an array is freed after its last use, and an address is none: here it still lives
-
-
-def are_alike(arrays: list[Array]) -> bool:
-    """Whether Numba takes them for one type: one tuple holds them then. Files and copies differ in their flags."""
-    flags = arrays[0].flags
-    return all(
-        other.flags.writeable == flags.writeable and other.flags.aligned == flags.aligned for other in arrays[1:]
-    )
 
 
 def linear_few(x_TD: Array, weights: list[Array], *, is_bf16: bool) -> list[Array]:
@@ -121,7 +104,5 @@ def linear_few(x_TD: Array, weights: list[Array], *, is_bf16: bool) -> list[Arra
     outs = [np.empty((len(x_TD), len(weight_OD)), np.float32) for weight_OD in weights]
     for start in range(0, len(weights), MOST):
         some, places = weights[start : start + MOST], outs[start : start + MOST]
-        count = len(some)
-        filled, filled_places = (tuple(arrays + arrays[:1] * (MOST - count)) for arrays in (some, places))
-        few_rows(x_TD, is_bf16, filled, filled_places, count, num_threads())
+        few_rows(x_TD, is_bf16, as_tuple(some), as_tuple(places), len(some), num_threads())
     return outs

@@ -5,9 +5,12 @@ depends neither on the number of threads nor on how many rows there are, so sequ
 numbers they get alone.
 
 Two precisions: `f32` keeps the inputs in float32, `bf16` rounds them to bf16; sums are float32 in both.
+
+Weights that no kernel reads as they are stored (float16; in precision bf16 float32 too, and an odd number of inputs;
+rows with gaps between them) are converted at each call, some outputs at a time: all at once may be gigabytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,26 +21,29 @@ from pg2ref.kernels.simd.dots import TURN
 from pg2ref.kernels.stored import Array, rounded, widened
 
 Bias = Array | None
+CONVERTED_AT_ONCE = 1 << 22  # weights, 16 MB in float32
 
 
 def linear(x_TD: Array, weight_OD: Array, bias_O: Bias = None) -> Array:
-    """Multiply float32 rows by a stored weight matrix, `x @ weight.T + bias`; the same as model/ops.py, linear.
-
-    bf16 and float32 weights are read where they lie; others are converted first, a copy.
-    """
-    return multiply(x_TD, [weight_OD], [bias_O], is_bf16=False)[0]
+    """Multiply float32 rows by a stored weight matrix, `x @ weight.T + bias`; the same as model/ops.py, linear."""
+    return linear_each(x_TD, [weight_OD], [bias_O], is_bf16=False)[0]
 
 
 def linear_bf16(x_TD: Array, weight_OD: Array, bias_O: Bias = None) -> Array:
     """The same with the rows rounded to bf16, and the weights too where they are stored with more."""
-    return multiply(x_TD, [weight_OD], [bias_O], is_bf16=True)[0]
+    return linear_each(x_TD, [weight_OD], [bias_O], is_bf16=True)[0]
 
 
-def multiply(x_TD: Array, weights: Sequence[Array], biases: Sequence[Bias], *, is_bf16: bool) -> list[Array]:
+def linear_each(x_TD: Array, weights: Sequence[Array], biases: Sequence[Bias], *, is_bf16: bool) -> list[Array]:
     """The same rows times each of some matrices of one stored type."""
-    x_TD, weights = prepared(x_TD, weights, is_bf16=is_bf16)
+    if not all(is_readable(weight_OD, is_bf16=is_bf16) for weight_OD in weights):
+        return [
+            converted_linear(x_TD, weight_OD, bias_O, is_bf16=is_bf16)
+            for weight_OD, bias_O in zip(weights, biases, strict=True)
+        ]
+    x_TD = np.ascontiguousarray(x_TD, np.float32)
     if goes_by_few_rows(x_TD, weights):
-        outs = linear_few(x_TD, weights, is_bf16=is_bf16)
+        outs = linear_few(x_TD, list(weights), is_bf16=is_bf16)
         return [out if bias is None else out + widened(bias) for out, bias in zip(outs, biases, strict=True)]
     blocks_BTW, words = cut_in_blocks(x_TD, pairs=is_bf16)
     return [
@@ -46,12 +52,24 @@ def multiply(x_TD: Array, weights: Sequence[Array], biases: Sequence[Bias], *, i
     ]
 
 
-def multiply_gated(x_TD: Array, gate_FD: Array, up_FD: Array, *, is_bf16: bool) -> Array:
+def converted_linear(x_TD: Array, weight_OD: Array, bias_O: Bias, *, is_bf16: bool) -> Array:
+    """Some outputs after the others, each time with the weights that they need."""
+    out_TO = np.empty((len(x_TD), len(weight_OD)), np.float32)
+    rows_TD = with_even_inputs(x_TD) if is_bf16 else x_TD
+    for outputs, piece_OD in converted_pieces(weight_OD, is_bf16=is_bf16):
+        bias = None if bias_O is None else bias_O[outputs]
+        out_TO[:, outputs] = linear_each(rows_TD, [piece_OD], [bias], is_bf16=is_bf16)[0]
+    return out_TO
+
+
+def gated_linear(x_TD: Array, gate_FD: Array, up_FD: Array, *, is_bf16: bool) -> Array:
     """GeGLU, gelu(x @ gate.T) * (x @ up.T); see model/ops.py, gated_linear."""
-    if gate_FD.dtype != up_FD.dtype:  # the kernel for both reads one type
-        gate_TF, up_TF = (multiply(x_TD, [weight], [None], is_bf16=is_bf16)[0] for weight in (gate_FD, up_FD))
+    weights = [gate_FD, up_FD]
+    is_one_type = gate_FD.dtype == up_FD.dtype  # which the kernel for both needs
+    if not (is_one_type and all(is_readable(weight_FD, is_bf16=is_bf16) for weight_FD in weights)):
+        gate_TF, up_TF = (linear_each(x_TD, [weight_FD], [None], is_bf16=is_bf16)[0] for weight_FD in weights)
         return gated_gelu(gate_TF, up_TF)
-    x_TD, weights = prepared(x_TD, [gate_FD, up_FD], is_bf16=is_bf16)
+    x_TD = np.ascontiguousarray(x_TD, np.float32)
     if goes_by_few_rows(x_TD, weights):
         return gated_gelu(*linear_few(x_TD, weights, is_bf16=is_bf16))
     return gated_linear_rows(*cut_in_blocks(x_TD, pairs=is_bf16), *weights, pairs=is_bf16)
@@ -63,14 +81,28 @@ def goes_by_few_rows(x_TD: Array, weights: Sequence[Array]) -> bool:
     return T <= FEW_ROWS and D % TURN == 0 and all(weight_OD.dtype == np.uint16 for weight_OD in weights)
 
 
-def prepared(x_TD: Array, weights: Sequence[Array], *, is_bf16: bool) -> tuple[Array, list[Array]]:
-    """Rows and weights as the kernels read them: bf16 weights as they are, others rounded to bf16 or float32."""
-    x_TD = np.ascontiguousarray(x_TD, np.float32)
-    stored = []
-    for weight_OD in weights:
-        if weight_OD.dtype != np.uint16:
-            weight_OD = rounded(weight_OD) if is_bf16 else weight_OD.astype(np.float32, copy=False)
-        stored.append(np.ascontiguousarray(weight_OD))
-    if is_bf16 and x_TD.shape[1] % 2:  # two numbers a word
-        x_TD, *stored = (np.pad(array, ((0, 0), (0, 1))) for array in (x_TD, *stored))
-    return x_TD, stored
+def is_readable(weight_OD: Array, *, is_bf16: bool) -> bool:
+    """Whether kernels read a matrix as it lies; in bf16 they read two numbers a word."""
+    if not weight_OD.flags.c_contiguous:
+        return False
+    if is_bf16:
+        return weight_OD.dtype == np.uint16 and weight_OD.shape[1] % 2 == 0
+    return weight_OD.dtype in (np.uint16, np.float32)
+
+
+def converted_pieces(weight_OD: Array, *, is_bf16: bool) -> Iterator[tuple[slice, Array]]:
+    """Some outputs, and their weights as kernels read them."""
+    outputs_at_once = max(1, CONVERTED_AT_ONCE // max(1, weight_OD.shape[1]))
+    for start in range(0, len(weight_OD), outputs_at_once):
+        outputs = slice(start, start + outputs_at_once)
+        piece_OD = weight_OD[outputs]
+        if is_bf16:
+            piece_OD = with_even_inputs(piece_OD if piece_OD.dtype == np.uint16 else rounded(piece_OD))
+        elif piece_OD.dtype != np.uint16:
+            piece_OD = piece_OD.astype(np.float32, copy=False)
+        yield outputs, np.ascontiguousarray(piece_OD)
+
+
+def with_even_inputs(numbers_RD: Array) -> Array:
+    """The rows, with a zero behind each where they are of odd length."""
+    return np.pad(numbers_RD, ((0, 0), (0, 1))) if numbers_RD.shape[1] % 2 else numbers_RD

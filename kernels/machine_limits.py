@@ -15,21 +15,20 @@ from numba.extending import intrinsic
 
 from pg2ref.kernels.compiling import kernel, num_threads
 from pg2ref.kernels.simd.cpu import Cpu, cpu
-from pg2ref.kernels.simd.machine import flush_denormals
+from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, restore_control
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32, INT8_QUADS
 from pg2ref.kernels.simd.vectors import I64, Emitter
 from pg2ref.kernels.stored import Array
 
 OTHER_REGISTERS = 6  # than those of sums: for the operands, and for their parts where a product is emulated
 LOADS = 8  # vectors read in one turn, each added to a sum of its own
-LINE = 64  # bytes, of a cache line
 F32_KIND, BF16_KIND, INT8_KIND = 0, 1, 2
 KINDS = {"f32": F32_KIND, "bf16": BF16_KIND, "int8": INT8_KIND}
 PRODUCTS_IN_WORD = {"f32": 1, "bf16": 2, "int8": 4}
 
 
 class Arithmetic(NamedTuple):
-    """What `multiply` did: operations (a product and its addition are two), and whether by the instruction itself."""
+    """How many operations were done, a product and its addition being two, and whether by the instruction itself."""
 
     operations: int
     is_emulated: bool
@@ -125,14 +124,14 @@ def multiply_in_registers(kind, turns, operand_W, out_IW, threads):  # type: ign
     operand = operand_W.ctypes.data
     for thread in prange(threads):
         out = out_IW.ctypes.data + thread * out_IW.shape[1] * 4
-        flush_denormals(np.int64(1))
+        control = flush_denormals(np.int64(1))
         if kind == F32_KIND:
             float_loop(operand, turns, out)
         elif kind == BF16_KIND:
             pair_loop(operand, turns, out)
         else:
             quad_loop(operand, turns, out)
-        flush_denormals(np.int64(0))
+        restore_control(control)
     out_IW[0, 0] += operand_W[0]  # an address keeps nothing alive
 
 
@@ -146,7 +145,7 @@ def read_streams(words_W, out_IW, threads):  # type: ignore[no-untyped-def]
     out_IW[0, 0] += words_W[0]  # an address keeps nothing alive
 
 
-def multiply(kind: str, turns: int) -> Arithmetic:
+def multiply_repeatedly(kind: str, turns: int) -> Arithmetic:
     """Multiply `turns` times in registers on every thread; `kind` is f32, bf16 or int8."""
     lanes, threads, features = cpu().lanes, num_threads(), cpu()
     operand_W = np.zeros(lanes, np.uint32)  # products of zero: the sums stay what they are
@@ -164,7 +163,7 @@ def read(words_W: Array) -> int:
 
 def rows_for(threads: int) -> Array:
     """A place for each thread's result, a cache line or more apart."""
-    return np.zeros((threads, max(LINE, 4 * cpu().lanes) // 4), np.uint32)
+    return np.zeros((threads, max(CACHE_LINE, 4 * cpu().lanes) // 4), np.uint32)
 
 
 def path_name() -> str:

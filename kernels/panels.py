@@ -11,7 +11,16 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import gelu_float32
 from pg2ref.kernels.simd.cpu import cpu
-from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, load_half, load_word, prefetch, store_word, take
+from pg2ref.kernels.simd.machine import (
+    CACHE_LINE,
+    flush_denormals,
+    load_half,
+    load_word,
+    prefetch,
+    restore_control,
+    store_word,
+    take,
+)
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32
 from pg2ref.kernels.simd.tile import VECTORS, make_tile
 from pg2ref.kernels.simd.transpose import make_transpose
@@ -24,9 +33,32 @@ TILE_ROWS = 8 if cpu().registers == 32 else 6
 FLOATS, WIDENED, PAIRS = 0, 1, 2  # what a word of a panel is: a stored float32, a widened bf16, two bf16
 NOTHING = np.int64(0)
 
-tile_all, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 2, 1))
-pairs_all, pairs_two, pairs_one = (make_tile(cpu(), BF16_PAIRS, rows) for rows in (TILE_ROWS, 2, 1))
+tile_all, tile_four, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 4, 2, 1))
+pairs_all, pairs_four, pairs_two, pairs_one = (make_tile(cpu(), BF16_PAIRS, rows) for rows in (TILE_ROWS, 4, 2, 1))
 transpose_bf16, transpose_words = make_transpose(cpu(), widened=True), make_transpose(cpu(), widened=False)
+
+
+@inlined
+def multiply_tile(tile_rows, rows, x_stride, panel, steps, place, out_stride, fresh, pairs):  # type: ignore[no-untyped-def]
+    """One panel of outputs of TILE_ROWS, 4, 2 or 1 rows."""
+    panel_stride = np.int64(PANEL * 4)
+    if pairs:
+        if tile_rows == TILE_ROWS:
+            pairs_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        elif tile_rows == 4:
+            pairs_four(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        elif tile_rows == 2:
+            pairs_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        else:
+            pairs_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    elif tile_rows == TILE_ROWS:
+        tile_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    elif tile_rows == 4:
+        tile_four(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    elif tile_rows == 2:
+        tile_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+    else:
+        tile_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
 
 
 @inlined
@@ -35,32 +67,18 @@ def multiply(x, x_stride, num_rows, panel, steps, out, out_stride, fresh, pairs,
 
     `pairs`: words of two bf16. Meanwhile the weights of the next panel, PANEL rows of `ahead_bytes`, come closer.
     """
-    panel_stride = np.int64(PANEL * 4)
     t = 0
-    while t + TILE_ROWS <= num_rows:
-        if t < PANEL * TILE_ROWS:
+    while t < num_rows:
+        left = num_rows - t
+        tile_rows = TILE_ROWS if left >= TILE_ROWS else 4 if left >= 4 else 2 if left >= 2 else 1
+        if tile_rows == TILE_ROWS and t < PANEL * TILE_ROWS:
             line = ahead + (t // TILE_ROWS) * ahead_stride
             for offset in range(0, ahead_bytes, CACHE_LINE):
                 prefetch(line + offset)
-        rows, place = x + t * x_stride, out + t * out_stride
-        if pairs:
-            pairs_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        else:
-            tile_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        t += TILE_ROWS
-    while t + 2 <= num_rows:
-        rows, place = x + t * x_stride, out + t * out_stride
-        if pairs:
-            pairs_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        else:
-            tile_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        t += 2
-    if t < num_rows:
-        rows, place = x + t * x_stride, out + t * out_stride
-        if pairs:
-            pairs_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
-        else:
-            tile_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        multiply_tile(
+            tile_rows, x + t * x_stride, x_stride, panel, steps, out + t * out_stride, out_stride, fresh, pairs
+        )
+        t += tile_rows
 
 
 @inlined
@@ -109,7 +127,7 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  #
     panels, x = (O + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
-        flush_denormals(np.int64(kind == PAIRS))
+        control = flush_denormals(np.int64(kind == PAIRS))
         panel = np.zeros((BLOCK, PANEL), np.float32)
         edge_TP = np.zeros((T if O % PANEL else 1, PANEL), np.float32)
         index = take(counter.ctypes.data)
@@ -132,7 +150,7 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  #
             if not whole:
                 out_TO[:, o:] = edge_TP[:, :outputs]
             index = following
-        flush_denormals(np.int64(0))
+        restore_control(control)
         panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
     counter[0] = blocks_BTW[0, 0, 0]
 
@@ -144,7 +162,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
     panels, x = (F + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
-        flush_denormals(np.int64(kind == PAIRS))
+        control = flush_denormals(np.int64(kind == PAIRS))
         panel = np.zeros((BLOCK, PANEL), np.float32)
         gate_TP, up_TP = np.zeros((T, PANEL), np.float32), np.zeros((T, PANEL), np.float32)
         index = take(counter.ctypes.data)
@@ -168,7 +186,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
                     results[c] = gelu_float32(gates[c]) * ups[c]
             flush_denormals(np.int64(kind == PAIRS))
             index = following
-        flush_denormals(np.int64(0))
+        restore_control(control)
         panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
     counter[0] = blocks_BTW[0, 0, 0]
 

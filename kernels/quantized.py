@@ -12,14 +12,14 @@ from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads, run
 from pg2ref.kernels.exponential import gelu_float32
-from pg2ref.kernels.few_rows import MOST, are_alike
+from pg2ref.kernels.matrices import MOST, are_alike, as_tuple, next_share
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.group_tile import GROUP, LANES, make_group_tile
 from pg2ref.kernels.simd.machine import CACHE_LINE, prefetch, take
 from pg2ref.kernels.stored import Array, widened
 
 # Groups: rows of 2,304 bytes, of which no two of a tile meet in one cache set, and all lie in the second cache.
-BLOCK = 72
+GROUPS_AT_ONCE = 72
 TILE_ROWS = 12 if cpu().registers == 32 else 4
 FEWER_ROWS = 4 if cpu().registers == 32 else 2
 SHARE = 4  # blocks of outputs that a thread takes at a time
@@ -27,8 +27,7 @@ MANY_ROWS = 8 * TILE_ROWS
 MOST_CODE = np.float32(127)
 SMALLEST_INPUT = np.float32(2.0**-100)  # a group of smaller ones is taken for 0: MOST_CODE over them might overflow
 
-int8_all, int8_some, int8_one = (make_group_tile(cpu(), 8, rows) for rows in (TILE_ROWS, FEWER_ROWS, 1))
-int4_all, int4_some, int4_one = (make_group_tile(cpu(), 4, rows) for rows in (TILE_ROWS, FEWER_ROWS, 1))
+tile_all, tile_some, tile_one = (make_group_tile(cpu(), rows) for rows in (TILE_ROWS, FEWER_ROWS, 1))
 
 
 @kernel
@@ -37,7 +36,7 @@ def quantize_rows(x_TD, zero, codes_BTX, scales_BTG, corrections_BTG):  # type: 
     T, D = x_TD.shape
     for t in prange(T):
         for group in range((D + GROUP - 1) // GROUP):
-            block, g = group // BLOCK, group % BLOCK
+            block, g = group // GROUPS_AT_ONCE, group % GROUPS_AT_ONCE
             numbers = x_TD[t, group * GROUP : min(D, (group + 1) * GROUP)]
             codes = codes_BTX[block, t, g * GROUP : (g + 1) * GROUP]
             largest = np.float32(0)
@@ -71,19 +70,12 @@ def multiply_rows(x, x_stride, x_scales, corrections, g_stride, T, codes, scales
         ahead += part
         rows = TILE_ROWS if t + TILE_ROWS <= T else FEWER_ROWS if t + FEWER_ROWS <= T else 1
         a, b, c, d = x + t * x_stride, x_scales + t * g_stride, corrections + t * g_stride, out + t * out_stride
-        if bits == 8:
-            if rows == TILE_ROWS:
-                int8_all(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
-            elif rows == FEWER_ROWS:
-                int8_some(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
-            else:
-                int8_one(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
-        elif rows == TILE_ROWS:
-            int4_all(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
+        if rows == TILE_ROWS:
+            tile_all(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh, bits)
         elif rows == FEWER_ROWS:
-            int4_some(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
+            tile_some(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh, bits)
         else:
-            int4_one(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh)
+            tile_one(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh, bits)
         t += rows
 
 
@@ -91,18 +83,18 @@ def multiply_rows(x, x_stride, x_scales, corrections, g_stride, T, codes, scales
 def multiply_block(x, x_scales, corrections, T, codes, scales, index, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
     """The block of outputs `index` of all rows, a block of inputs after the other."""
     code_bytes, scale_bytes = np.int64(GROUP * LANES * bits // 8), np.int64(2 * LANES)  # of a group
-    for start in range(0, groups, BLOCK):
-        passed, before = (start // BLOCK) * T, index * groups + start
+    for start in range(0, groups, GROUPS_AT_ONCE):
+        passed, before = (start // GROUPS_AT_ONCE) * T, index * groups + start
         multiply_rows(
-            x + passed * BLOCK * GROUP,
-            np.int64(BLOCK * GROUP),
-            x_scales + passed * BLOCK * 4,
-            corrections + passed * BLOCK * 4,
-            np.int64(BLOCK * 4),
+            x + passed * GROUPS_AT_ONCE * GROUP,
+            np.int64(GROUPS_AT_ONCE * GROUP),
+            x_scales + passed * GROUPS_AT_ONCE * 4,
+            corrections + passed * GROUPS_AT_ONCE * 4,
+            np.int64(GROUPS_AT_ONCE * 4),
             T,
             codes + before * code_bytes,
             scales + before * scale_bytes,
-            np.int64(min(BLOCK, groups - start)),
+            np.int64(min(GROUPS_AT_ONCE, groups - start)),
             out,
             out_stride,
             np.int64(fresh and start == 0),
@@ -115,25 +107,22 @@ def multiply_blocks(codes_BTX, scales_BTG, corrections_BTG, codes, scales, outs,
     """out_TO (+)= x @ weights.T for the first `count` of the MOST matrices and outs."""
     T, groups = codes_BTX.shape[1], scales[0].shape[1]
     x, x_scales, corrections = codes_BTX.ctypes.data, scales_BTG.ctypes.data, corrections_BTG.ctypes.data
-    counter, places_MP = np.zeros(1, np.int64), np.empty((MOST, 4), np.int64)
+    counter = np.zeros(1, np.int64)
+    codes_M, scales_M, outs_M, blocks_M, shares_M = np.empty((5, MOST), np.int64)
     for m in range(count):
-        places_MP[m, 0], places_MP[m, 1] = codes[m].ctypes.data, scales[m].ctypes.data
-        places_MP[m, 2], places_MP[m, 3] = outs[m].ctypes.data, scales[m].shape[0]
+        codes_M[m], scales_M[m], outs_M[m] = codes[m].ctypes.data, scales[m].ctypes.data, outs[m].ctypes.data
+        blocks_M[m] = scales[m].shape[0]
+        shares_M[m] = (blocks_M[m] + SHARE - 1) // SHARE
     for _thread in prange(threads):
-        m, passed = 0, 0  # matrices before, and blocks in them
-        first = take(counter.ctypes.data) * SHARE
+        m, share = next_share(counter.ctypes.data, shares_M, count)
         while m < count:
-            blocks = places_MP[m, 3]
-            if first - passed >= blocks:
-                m, passed = m + 1, passed + -(-blocks // SHARE) * SHARE
-                continue
-            stride = np.int64(blocks * LANES * 4)
-            for index in range(first - passed, min(blocks, first - passed + SHARE)):
-                our_codes, our_scales, out = places_MP[m, 0], places_MP[m, 1], places_MP[m, 2] + index * LANES * 4
+            our_codes, our_scales, stride = codes_M[m], scales_M[m], np.int64(blocks_M[m] * LANES * 4)
+            for index in range(share * SHARE, min(blocks_M[m], share * SHARE + SHARE)):
+                out = outs_M[m] + index * LANES * 4
                 multiply_block(
                     x, x_scales, corrections, T, our_codes, our_scales, index, groups, out, stride, fresh, bits
                 )
-            first = take(counter.ctypes.data) * SHARE
+            m, share = next_share(counter.ctypes.data, shares_M, count)
     counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]  # here they still live
 
 
@@ -163,39 +152,35 @@ def gated_blocks(
     counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]
 
 
-def multiply(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | None]) -> list[Array]:
+def linear_each(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | None]) -> list[Array]:
     """The same rows times each of some quantised matrices, `x @ weight.T + bias`; their layout: pg2ref/quantized.py."""
     x_TD = np.ascontiguousarray(x_TD, np.float32)
     has_bias = {bias is not None for bias in biases}
     alike = are_alike([weight.codes for weight in weights]) and are_alike([weight.scales for weight in weights])
     if len({weight.bits for weight in weights}) > 1 or len(has_bias) > 1 or len(weights) > MOST or not alike:
-        return [multiply(x_TD, [weight], [bias])[0] for weight, bias in zip(weights, biases, strict=True)]
+        return [linear_each(x_TD, [weight], [bias])[0] for weight, bias in zip(weights, biases, strict=True)]
     bits, fresh, count = weights[0].bits, has_bias == {False}, len(weights)
     outs = [np.empty((len(x_TD), len(weight.scales) * LANES), np.float32) for weight in weights]
     for out_TO, weight, bias_O in zip(outs, weights, biases, strict=True):
         if bias_O is not None:
             out_TO[:, : weight.shape[0]] = widened(bias_O)
-    spare = MOST - count  # kernels take tuples of one length
-    codes, scales, places = (
-        tuple(arrays + arrays[:1] * spare)
-        for arrays in ([weight.codes for weight in weights], [weight.scales for weight in weights], outs)
-    )
+    codes, scales = as_tuple([weight.codes for weight in weights]), as_tuple([weight.scales for weight in weights])
     inputs = quantized_rows(x_TD, 1 << (bits - 1))
-    multiply_blocks(*inputs, codes, scales, places, count, bits, fresh, num_threads())
+    multiply_blocks(*inputs, codes, scales, as_tuple(outs), count, bits, fresh, num_threads())
     return [out_TO[:, : weight.shape[0]] for out_TO, weight in zip(outs, weights, strict=True)]
 
 
 def quantized_rows(x_TD: Array, zero: int) -> tuple[Array, Array, Array]:
     """Rows as the tile reads them: codes, scales and corrections, cut into blocks of groups."""
     T, D = x_TD.shape
-    shape = (-(-D // (BLOCK * GROUP)), T, BLOCK)
-    codes_BTX = np.zeros((*shape[:2], BLOCK * GROUP), np.int8)
+    shape = (-(-D // (GROUPS_AT_ONCE * GROUP)), T, GROUPS_AT_ONCE)
+    codes_BTX = np.zeros((*shape[:2], GROUPS_AT_ONCE * GROUP), np.int8)
     scales_BTG, corrections_BTG = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
     run(quantize_rows, x_TD.size, x_TD, zero, codes_BTX, scales_BTG, corrections_BTG)
     return codes_BTX, scales_BTG, corrections_BTG
 
 
-def multiply_gated(x_TD: Array, gate: Any, up: Any) -> Array:
+def gated_linear(x_TD: Array, gate: Any, up: Any) -> Array:
     """GeGLU of two quantised matrices of as many bits, gelu(x @ gate.T) * (x @ up.T)."""
     inputs = quantized_rows(np.ascontiguousarray(x_TD, np.float32), 1 << (gate.bits - 1))
     blocks, groups, _ = gate.scales.shape

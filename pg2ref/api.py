@@ -1,6 +1,5 @@
 """The public face: `load()` and `Model`. What it does is done elsewhere; here it is put together."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,21 +18,23 @@ from pg2ref.demo.familiarity import Familiarity, read_familiarity
 from pg2ref.errors import CheckpointError, UsageError
 from pg2ref.generation.beam import beam_search
 from pg2ref.generation.generate import TokenEvent, generate
-from pg2ref.generation.sampling import make_sampler
-from pg2ref.inputs.image import ImageSource, Picture, pixel_values, read_image
+from pg2ref.generation.options import AnswerOptions
+from pg2ref.generation.score import score
+from pg2ref.inputs.image import Frame, ImageSource, Picture, file_digest, pixel_values, read_image
 from pg2ref.inputs.prompt import prompt_ids
 from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
 from pg2ref.model.backend import choose_precision, operations
-from pg2ref.model.paligemma import PaliGemma, encode_images, prefill
+from pg2ref.model.paligemma import PaliGemma, encode_images
 from pg2ref.model.vqvae import MaskDecoder
 from pg2ref.outputs.objects import find_objects
 from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token, versions
+from pg2ref.outputs.scores import Continuation, ScoredToken, Scores
 from pg2ref.policy import LOC_SCALES, PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
-from pg2ref.trace import Guard, NotFiniteError, Tap, Trace, no_tap
+from pg2ref.recording.facts import RunFacts
+from pg2ref.recording.run_trace import RunTrace
+from pg2ref.trace import Guard, NotFiniteError, Tap, no_tap
 
-MOST_NEW_TOKENS = 8192
 Computed = TypeVar("Computed")
-MOST_BEAMS = 64
 
 
 def load(
@@ -121,7 +122,7 @@ class Model:
         tokenizer: Tokenizer,
         numbers: PaliGemma,
         policy: Policy,
-        described: dict[str, str | bool | None],
+        described: dict[str, Any],
         load_seconds: float,
         mask_decoder: MaskDecoder | None = None,
         familiarity: Familiarity | None = None,
@@ -148,66 +149,77 @@ class Model:
         images: ImageSource | Sequence[ImageSource],
         prompt: str,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        beams: int = 1,
-        logprobs: int = 0,
-        use_cache: bool = True,
         tap: Tap = no_tap,
+        **options: Any,
     ) -> "Answer":
         """The same token by token: iterate over the answer, then ask it for its `result()`.
 
         Args:
-            images: a path, a binary file object, a PIL image or a uint8 array, or a list of them.
+            images: a path, a binary file object, a PIL image, a uint8 array or a frame of a video (inputs/video.py),
+                or a list of them.
             prompt: the task, `caption en` say, without a newline at its end.
-            max_new_tokens: stop after so many.
-            temperature: 0 takes the best token each time; above, tokens are drawn at random.
-            top_k: draw from so many best tokens.
-            top_p: draw from the best tokens that hold this share of the probability.
-            seed: of the random numbers.
-            beams: above 1, beam search; nothing is streamed before it ends.
-            logprobs: how many of the likeliest tokens to report in each place.
-            use_cache: False computes everything anew for each token, for checking.
             tap: listens to every stage of every step (trace.py); `trace` records those of reading the prompt.
+            options: `max_new_tokens`, `temperature` and the others of AnswerOptions (generation/options.py).
 
         Raises:
             UsageError: options that make no sense.
             InputError: an image cannot be read, or the prompt and the images do not fit together.
         """
-        sampler = make_sampler(temperature, top_k, top_p, seed)
-        if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}, expected 1 to {MOST_NEW_TOKENS}")
-        if not 1 <= beams <= MOST_BEAMS:
-            raise UsageError(f"beams is {beams}, expected 1 to {MOST_BEAMS}")
-        if beams > 1 and (temperature > 0 or not use_cache):
-            raise UsageError("beam search draws nothing and needs its cache: leave out temperature and no-cache")
-        if logprobs < 0:
-            raise UsageError(f"logprobs is {logprobs}, expected 0 or more")
+        checked = AnswerOptions(**options)  # before images are read
+        return Answer(self, self.prepare(images, prompt), checked, tap)
+
+    def score(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str,
+        continuations: Sequence[str],
+        *,
+        with_end: bool = True,
+        tap: Tap = no_tap,
+    ) -> Scores:
+        """The log-probabilities of given answers: to rank them, or for their perplexity.
+
+        Args:
+            images: as for `stream`, and so is `prompt`.
+            prompt: what is answered.
+            continuations: the answers, each tokenized by itself, as Transformers' processor does with a `suffix`.
+            with_end: the end of the text counts as a token of each, as in training; without it these are
+                probabilities of beginnings.
+            tap: listens to every stage.
+
+        Raises:
+            UsageError: no continuation, or one without tokens.
+            InputError: an image cannot be read, or a text is none.
+        """
+        guard, tokenizer = Guard(tap), self.tokenizer
+        end = [tokenizer.eos_id] if with_end else []
+        ids = [tokenizer.tokenize(text) + end for text in continuations]
         prepared = self.prepare(images, prompt)
 
-        def tokens(image_embeddings_ID: Array, guard: Tap) -> Iterator[TokenEvent]:
-            shared: dict[str, Any] = {
-                "max_new_tokens": max_new_tokens,
-                "num_alternatives": logprobs,
-                "tap": guard,
-            }
-            if beams > 1:
-                return iter(
-                    beam_search(self.numbers, image_embeddings_ID, prepared.prompt_ids, num_beams=beams, **shared)
-                )
-            return generate(
-                self.numbers,
-                image_embeddings_ID,
-                prepared.prompt_ids,
-                sampler=sampler,
-                use_cache=use_cache,
-                **shared,
-            )
+        def run() -> list[list[float]]:
+            embeddings_ID = encode_images(self.numbers, prepared.pixel_values, tap=guard)
+            return score(self.numbers, embeddings_ID, prepared.prompt_ids, ids, tap=guard)
 
-        return Answer(self, prepared, tokens, max_new_tokens, tap)
+        return Scores(
+            **self.about(prepared),
+            continuations=tuple(
+                Continuation(text, tuple(map(ScoredToken, tokens, map(tokenizer.piece, tokens), logprobs)))
+                for text, tokens, logprobs in zip(continuations, ids, self.compute(run), strict=True)
+            ),
+            warnings=_warnings(self, prepared, max(map(len, ids))),
+        )
+
+    def about(self, prepared: "Prepared") -> dict[str, Any]:
+        """What every outcome says: the model, what was asked, the choices, the versions."""
+        return {
+            "model": self.described,
+            "images": prepared.images,
+            "prompt": prepared.prompt,
+            "prompt_ids": tuple(prepared.prompt_ids),
+            "num_image_tokens": prepared.prompt_ids.count(self.tokenizer.image_token_id),
+            "policy": self.policy._asdict(),
+            "versions": versions(),
+        }
 
     def trace(
         self,
@@ -215,22 +227,19 @@ class Model:
         prompt: str,
         *,
         points: Callable[[str], bool] = lambda stage: True,
-    ) -> Trace:
-        """Record every stage of reading images and prompt, or those whose name `points` chooses.
+        steps: int = 0,
+    ) -> RunTrace:
+        """Record every stage of reading images and prompt, or those whose name `points` chooses, in memory.
 
-        Attention weights are the large ones: at 896 px 1 GB a vision layer.
+        `steps` more tokens are recorded too, the best each time, or as many as the answer has. `trace.stages` has the
+        arrays, `trace.save` writes them; recording/record.py writes what memory cannot hold. Attention weights are the
+        large ones: at 896 px 1 GB a vision layer.
         """
-        trace = Trace(points)
-        guard = Guard(trace)
-        prepared = self.prepare(images, prompt)
-        length = len(prepared.prompt_ids)
-
-        def run() -> None:
-            embeddings_ID = encode_images(self.numbers, prepared.pixel_values, tap=guard)
-            cache = self.numbers.empty_cache(length, length)
-            prefill(self.numbers, embeddings_ID, prepared.prompt_ids, cache, tap=guard)
-
-        self.compute(run)
+        trace = RunTrace(points)
+        answer = self.stream(images, prompt, max_new_tokens=steps + 1, tap=trace)
+        for _ in answer:
+            pass
+        trace.run = answer.run_facts()
         return trace
 
     def compute(self, computation: Callable[[], Computed]) -> Computed:
@@ -255,10 +264,7 @@ class Model:
         opened = [read_image(source) for source in sources]
         vision = self.config.vision
         return Prepared(
-            images=tuple(
-                InputImage(*_name_and_digest(source), size=image.size)
-                for source, image in zip(sources, opened, strict=True)
-            ),
+            images=tuple(_input_image(*pair) for pair in zip(sources, opened, strict=True)),
             pixel_values=[pixel_values(image, vision.image_size, self.policy.resize) for image in opened],
             prompt=prompt,
             prompt_ids=prompt_ids(
@@ -282,21 +288,15 @@ class Prepared:
 class Answer:
     """An answer in the making. Iterate once; `result()` is complete afterwards."""
 
-    def __init__(
-        self,
-        model: Model,
-        prepared: Prepared,
-        tokens: Callable[[Array, Tap], Iterator[TokenEvent]],
-        max_new_tokens: int,
-        tap: Tap,
-    ) -> None:
-        self.model, self.prepared = model, prepared
-        self._tokens, self._tap = tokens, Guard(tap)
+    def __init__(self, model: Model, prepared: Prepared, options: AnswerOptions, tap: Tap = no_tap) -> None:
+        self.model, self.prepared, self.options = model, prepared, options
+        self._tap = Guard(tap)
         self._begun = False
+        self._detokenizer = IncrementalDetokenizer(model.tokenizer)
         self.events: list[TokenEvent] = []
         self.text = ""
         self.vision_seconds = 0.0
-        self.warnings = _warnings(model, prepared, max_new_tokens)
+        self.warnings = _warnings(model, prepared, options.max_new_tokens)
 
     def __iter__(self) -> Iterator[StreamEvent]:
         """Compute, and yield each token as soon as it is chosen.
@@ -307,24 +307,57 @@ class Answer:
         if self._begun:
             raise UsageError("an answer is computed once, while it is iterated over: ask the model again")
         self._begun = True
-        detokenizer = IncrementalDetokenizer(self.model.tokenizer)
         events = self.model.compute(self._start)
         while (event := self.model.compute(lambda: next(events, None))) is not None:
-            self.events.append(event)
-            ended = event.finish_reason == "stop"
-            piece = "" if ended else detokenizer.feed(event.token_id)
-            if event.finish_reason:
-                piece += detokenizer.flush()
-            self.text += piece
-            yield StreamEvent(event, piece)
+            yield self.add(event)
 
-    def _start(self) -> Iterator[TokenEvent]:
+    def add(self, event: TokenEvent) -> StreamEvent:
+        """Take the next token, made by `__iter__` or beside other answers (batch/run.py)."""
+        self.events.append(event)
+        ended = event.finish_reason == "stop"
+        piece = "" if ended else self._detokenizer.feed(event.token_id)
+        if event.finish_reason:
+            piece += self._detokenizer.flush()
+        self.text += piece
+        return StreamEvent(event, piece)
+
+    def look(self) -> Array:
+        """Run the vision tower; the embeddings of all images."""
         started = time.perf_counter()
         embeddings_ID = encode_images(self.model.numbers, self.prepared.pixel_values, tap=self._tap)
         self.vision_seconds = time.perf_counter() - started
         if self.model.familiarity is not None:
             self.warnings += self.model.familiarity.warnings(embeddings_ID, len(self.prepared.images))
-        return self._tokens(embeddings_ID, self._tap)
+        return embeddings_ID
+
+    def _start(self) -> Iterator[TokenEvent]:
+        numbers, options = self.model.numbers, self.options
+        embeddings_ID = self.look()
+        shared: dict[str, Any] = {
+            "max_new_tokens": options.max_new_tokens,
+            "num_alternatives": options.logprobs,
+            "tap": self._tap,
+        }
+        prompt_ids = self.prepared.prompt_ids
+        if options.beams > 1:
+            return iter(beam_search(numbers, embeddings_ID, prompt_ids, num_beams=options.beams, **shared))
+        return generate(
+            numbers, embeddings_ID, prompt_ids, sampler=options.sampler(), use_cache=options.use_cache, **shared
+        )
+
+    def run_facts(self) -> RunFacts:
+        """What a trace says of the run so far."""
+        model, prepared = self.model, self.prepared
+        return RunFacts(
+            model=model.described,
+            config=model.config,
+            policy=model.policy,
+            images=prepared.images,
+            pixel_values=prepared.pixel_values,
+            prompt=prepared.prompt,
+            prompt_ids=prepared.prompt_ids,
+            answer_ids=[event.token_id for event in self.events],
+        )
 
     def result(self) -> Result:
         """Everything about the answer so far."""
@@ -338,11 +371,7 @@ class Answer:
             self.model.mask_decoder,
         )
         return Result(
-            model=self.model.described,
-            images=prepared.images,
-            prompt=prepared.prompt,
-            prompt_ids=tuple(prepared.prompt_ids),
-            num_image_tokens=sum(i == tokenizer.image_token_id for i in prepared.prompt_ids),
+            **self.model.about(prepared),
             text=self.text,
             objects=objects,
             problems=problems,
@@ -359,7 +388,6 @@ class Answer:
                 )
                 for event in self.events
             ),
-            policy=self.model.policy._asdict(),
             timing=Timing(
                 load_s=self.model.load_seconds,
                 vision_s=self.vision_seconds,
@@ -368,7 +396,6 @@ class Answer:
                 decode_tok_s=(len(self.events) - 1) / decode_seconds if decode_seconds else None,
             ),
             warnings=self.warnings,
-            versions=versions(),
             picture=prepared.picture,
         )
 
@@ -383,13 +410,13 @@ def _warnings(model: Model, prepared: Prepared, max_new_tokens: int) -> tuple[st
     return tuple(found)
 
 
-def _name_and_digest(source: ImageSource) -> tuple[str | None, str | None]:
+def _input_image(source: ImageSource, picture: Picture) -> InputImage:
+    if isinstance(source, Frame):
+        return InputImage(source.path, source.sha256, picture.size, source.index)
     if not isinstance(source, (str, os.PathLike)):
-        return None, None
-    if not os.path.isfile(source):  # a pipe has been read already
-        return os.fspath(source), None
-    with open(source, "rb") as stream:
-        return os.fspath(source), hashlib.file_digest(stream, "sha256").hexdigest()
+        return InputImage(None, None, picture.size)
+    is_file = os.path.isfile(source)  # a pipe has been read already
+    return InputImage(os.fspath(source), file_digest(source) if is_file else None, picture.size)
 
 
 def _policy(preset: str, resize: str | None, window: str | None, loc_scale: int | None) -> Policy:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pg2ref.errors import ConfigError
+from pg2ref.errors import ConfigError, brief
 
 LayerType: TypeAlias = Literal["sliding_attention", "full_attention"]
 LAYER_TYPES: tuple[LayerType, LayerType] = ("sliding_attention", "full_attention")
@@ -151,6 +151,7 @@ TOP_FIELDS = BOOKKEEPING | {
     "vocab_size",
 }
 LARGEST_FIELD = 1 << 24
+MOST_FILE_BYTES = 1 << 24  # released ones have some thousands
 MOST_LAYERS = 512
 MOST_IMAGE_TOKENS = 1 << 16  # 16 times those of 896 px
 
@@ -182,8 +183,8 @@ def parse_config(
     projection_dim = top.get("projection_dim", text.hidden_size)
     if projection_dim != text.hidden_size:
         raise ConfigError(
-            f"{where}: projection_dim is {projection_dim}, expected text_config.hidden_size = {text.hidden_size}: "
-            "the projector must end at the decoder's width"
+            f"{where}: projection_dim is {brief(projection_dim)}, expected text_config.hidden_size = "
+            f"{text.hidden_size}: the projector must end at the decoder's width"
         )
     image_token_id = top.get("image_token_id", top.get("image_token_index"))
     if image_token_id is None:  # Transformers' default, 256000, is PaliGemma 2's <loc0000>
@@ -232,7 +233,9 @@ def _text(fields: Mapping[str, Any], where: str) -> Gemma2Config:
         _check_fields(rope, {"rope_theta"}, {"rope_type": "default"}, f"{where}: rope_parameters")
         thetas = [table["rope_theta"] for table in (rope, fields) if table.get("rope_theta") is not None]
         if thetas[1:] and thetas[0] != thetas[1]:
-            raise ConfigError(f"{where}: rope_theta is {thetas[1]}, but {thetas[0]} in rope_parameters; keep one")
+            raise ConfigError(
+                f"{where}: rope_theta is {brief(thetas[1])}, but {brief(thetas[0])} in rope_parameters; keep one"
+            )
         fields = {**fields, "rope_theta": thetas[0] if thetas else GEMMA2_DEFAULTS["rope_theta"]}
     values = _fill(fields, GEMMA2_DEFAULTS, where)
     layers = values["num_hidden_layers"]
@@ -260,6 +263,8 @@ def _text(fields: Mapping[str, Any], where: str) -> Gemma2Config:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a small JSON file; ConfigError where there is none."""
     try:
+        if path.stat().st_size > MOST_FILE_BYTES:
+            raise ConfigError(f"{path.name}: {path.stat().st_size:,} bytes are too many; download the file again")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path.name} is missing in {path.parent}: download the whole repository") from None
@@ -288,13 +293,14 @@ def _check_fields(
 ) -> None:
     unknown = sorted(set(fields) - known - set(fixed))
     if unknown:
+        shown = ", ".join(name if name.isidentifier() else brief(name) for name in unknown[:5])
         raise ConfigError(
-            f"{where}: unknown field {', '.join(unknown[:5])}: pg2ref cannot know whether it changes the numbers; "
+            f"{where}: unknown field {shown}: pg2ref cannot know whether it changes the numbers; "
             "remove it if it does not"
         )
     for name, expected in fixed.items():
         if name in fields and fields[name] != expected:
-            raise ConfigError(f"{where}: {name} is {fields[name]!r}, pg2ref computes {expected!r} only")
+            raise ConfigError(f"{where}: {name} is {brief(fields[name])}, pg2ref computes {expected!r} only")
 
 
 def _fill(fields: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -322,7 +328,7 @@ def _check_number(name: str, value: Any, kind: type, where: str, *, zero: bool =
         good = good and (value >= 0 if zero else value > 0) and value <= most
         expected = f"{'a whole number' if kind is int else 'a number'} {'from' if zero else 'above'} 0, up to {most}"
     if not good:
-        raise ConfigError(f"{where}: {name} is {value!r}, expected {expected}")
+        raise ConfigError(f"{where}: {name} is {brief(value)}, expected {expected}")
     return value
 
 

@@ -4,6 +4,16 @@ A message says what was expected, what came, and what to do next, in one line wh
 where the user's input enters (files, options, public functions), never in inner loops.
 """
 
+import reprlib
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 120
+
+
+def brief(value: object) -> str:
+    """A value out of a foreign file, escaped and cut short, for a message of one line."""
+    return _BRIEF.repr(value)
+
 
 class Pg2RefError(Exception):
     """Root of the family; the command line prints the message and exits with `exit_code`."""

@@ -25,7 +25,7 @@ import numpy as np
 from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
 from pg2ref.errors import ShapeError
 
-BLOCK = 16  # outputs
+BLOCK_OUTPUTS = 16  # outputs
 GROUP = 32  # inputs that share a scale
 WORD = 4  # inputs of one output that lie side by side
 ZERO = {8: 128, 4: 8}  # bits -> the code of zero
@@ -68,8 +68,8 @@ Weight: TypeAlias = Array | QuantizedMatrix
 
 def stored_shapes(shape: tuple[int, int], bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of the codes and of the scales of a matrix (O, D)."""
-    blocks, groups = -(-shape[0] // BLOCK), -(-shape[1] // GROUP)
-    return (blocks, groups * GROUP * bits // 8 // WORD, BLOCK, WORD), (blocks, groups, BLOCK)
+    blocks, groups = -(-shape[0] // BLOCK_OUTPUTS), -(-shape[1] // GROUP)
+    return (blocks, groups * GROUP * bits // 8 // WORD, BLOCK_OUTPUTS, WORD), (blocks, groups, BLOCK_OUTPUTS)
 
 
 def quantize_matrix(weight_OD: Array, bits: int) -> QuantizedMatrix:
@@ -83,26 +83,28 @@ def quantize_matrix(weight_OD: Array, bits: int) -> QuantizedMatrix:
     codes_shape, scales_shape = stored_shapes((O, D), bits)
     codes, scales = np.empty(codes_shape, np.uint8), np.empty(scales_shape, np.uint16)
     num_blocks, num_groups, _ = scales_shape
-    blocks_at_once = max(1, CHUNK // (BLOCK * max(1, num_groups) * GROUP))
+    blocks_at_once = max(1, CHUNK // (BLOCK_OUTPUTS * max(1, num_groups) * GROUP))
     for first in range(0, num_blocks, blocks_at_once):
-        rows_OD = widen(weight_OD[first * BLOCK : (first + blocks_at_once) * BLOCK], np.dtype(np.float32))
-        blocks = -(-len(rows_OD) // BLOCK)
-        whole = np.zeros((blocks * BLOCK, num_groups * GROUP), np.float32)
+        rows_OD = widen(
+            weight_OD[first * BLOCK_OUTPUTS : (first + blocks_at_once) * BLOCK_OUTPUTS], np.dtype(np.float32)
+        )
+        blocks = -(-len(rows_OD) // BLOCK_OUTPUTS)
+        whole = np.zeros((blocks * BLOCK_OUTPUTS, num_groups * GROUP), np.float32)
         whole[: len(rows_OD), :D] = rows_OD
         chunk_codes, chunk_scales = _quantize_groups(np.ascontiguousarray(whole.reshape(-1, GROUP).T), bits)
-        codes[first : first + blocks] = _pack(chunk_codes.T.reshape(blocks, BLOCK, -1), bits)
-        scales[first : first + blocks] = chunk_scales.reshape(blocks, BLOCK, num_groups).transpose(0, 2, 1)
+        codes[first : first + blocks] = _pack(chunk_codes.T.reshape(blocks, BLOCK_OUTPUTS, -1), bits)
+        scales[first : first + blocks] = chunk_scales.reshape(blocks, BLOCK_OUTPUTS, num_groups).transpose(0, 2, 1)
     return QuantizedMatrix(codes, scales, (O, D), bits)
 
 
 def dequantize(matrix: QuantizedMatrix, dtype: np.dtype[Any], start: int = 0, stop: int | None = None) -> Array:
     """The weights of outputs `start` to `stop`, as rows (outputs, D)."""
     start, stop, _ = slice(start, stop).indices(matrix.shape[0])
-    first, end = start // BLOCK, -(-stop // BLOCK)
+    first, end = start // BLOCK_OUTPUTS, -(-stop // BLOCK_OUTPUTS)
     codes = matrix.codes[first:end].transpose(0, 2, 1, 3)
     scales = matrix.scales[first:end].transpose(0, 2, 1)
     rows_OD = _unpack(codes, scales, matrix, dtype).reshape(-1, matrix.shape[1])
-    return rows_OD[start - first * BLOCK : stop - first * BLOCK]
+    return rows_OD[start - first * BLOCK_OUTPUTS : stop - first * BLOCK_OUTPUTS]
 
 
 def widen_rows(weight: Weight, dtype: np.dtype[Any], start: int, stop: int) -> Array:
@@ -116,7 +118,7 @@ def pick_rows(weight: Weight, ids_T: Array, dtype: np.dtype[Any]) -> Array:
     """Row `ids_T[t]` for each t, `rows_TD`: how an embedding is read. Other rows are not touched."""
     if not isinstance(weight, QuantizedMatrix):
         return widen(weight[ids_T], dtype)
-    block_T, output_T = np.divmod(ids_T, BLOCK)
+    block_T, output_T = np.divmod(ids_T, BLOCK_OUTPUTS)
     return _unpack(weight.codes[block_T, :, output_T], weight.scales[block_T, :, output_T], weight, dtype)
 
 
@@ -134,11 +136,11 @@ def _pack(codes: Array, bits: int) -> Array:
     """Codes of whole blocks, (blocks, 16, inputs), as stored bytes."""
     blocks, _, inputs = codes.shape
     if bits == 4:
-        halves = codes.reshape(blocks, BLOCK, inputs // (2 * WORD), 2, WORD)
+        halves = codes.reshape(blocks, BLOCK_OUTPUTS, inputs // (2 * WORD), 2, WORD)
         codes = halves[:, :, :, 0] | halves[:, :, :, 1] << 4
-    words = np.ascontiguousarray(codes).reshape(blocks, BLOCK, -1).view(np.uint32)
+    words = np.ascontiguousarray(codes).reshape(blocks, BLOCK_OUTPUTS, -1).view(np.uint32)
     stored = np.ascontiguousarray(words.transpose(0, 2, 1))
-    return stored.view(np.uint8).reshape(blocks, -1, BLOCK, WORD)
+    return stored.view(np.uint8).reshape(blocks, -1, BLOCK_OUTPUTS, WORD)
 
 
 def _quantize_groups(groups: Array, bits: int) -> tuple[Array, Array]:

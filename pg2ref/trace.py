@@ -19,6 +19,16 @@ import numpy as np
 from pg2ref.arrays import Array
 from pg2ref.errors import Pg2RefError
 
+BLOCK_ENDS = (
+    "pixel_values",
+    "vision/patch_embeddings",
+    "/out",
+    "vision/post_layernorm",
+    "prefix/embeddings",
+    "text/final_norm",
+    "logits",
+)  # of the names of stages that lie between the blocks of the model
+
 
 class Tap(Protocol):
     """What model code calls at every stage; it must not change the array."""
@@ -58,6 +68,23 @@ class Prefixed:
     def wants(self, stage: str) -> bool:
         """What the inner tap wants under the longer name."""
         return self.tap.wants(self.prefix + stage)
+
+
+class Both:
+    """Passes everything on to two taps."""
+
+    def __init__(self, first: Tap, second: Tap):
+        self.first, self.second = first, second
+
+    def __call__(self, stage: str, array: Array) -> Array:
+        """Show the stage to both."""
+        self.first(stage, array)
+        self.second(stage, array)
+        return array
+
+    def wants(self, stage: str) -> bool:
+        """What either wants."""
+        return self.first.wants(stage) or self.second.wants(stage)
 
 
 class Trace:

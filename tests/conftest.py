@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runner import Run, make_run, write_picture
 
 HAS_TRANSFORMERS = find_spec("torch") is not None and find_spec("transformers") is not None
 
@@ -39,6 +40,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20241205)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command line in this process."""
+    return make_run(capsys, monkeypatch)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return write_picture(tmp_path / "picture.png")
 
 
 @pytest.fixture(scope="session")

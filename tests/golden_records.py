@@ -15,6 +15,7 @@ from pg2ref.generation.generate import generate
 from pg2ref.generation.sampling import greedy
 from pg2ref.model import paligemma
 from pg2ref.model.paligemma import PaliGemma
+from pg2ref.parity.bugs.run import Run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -43,6 +44,19 @@ def read_record(case_name: str) -> Record:
     stages = {key.removeprefix("stage/"): value for key, value in arrays.items() if key.startswith("stage/")}
     answer = arrays["answer"].tolist() if "answer" in arrays else None
     return Record(folder, inputs, stages, answer, metadata)
+
+
+def run_of(record: Record) -> Run:
+    """The case as a bug changes it."""
+    ids, length = tuple(record.inputs.ids), record.inputs.prompt_length
+    model = small_models.open_model(record.folder)
+    return Run(model, tuple(record.inputs.pixel_values), ids[:length], ids[length:])
+
+
+def inputs_of(run: Run) -> Inputs:
+    """What a run is fed with, where the whole prompt is prefix."""
+    length = len(run.prompt_ids)
+    return Inputs(np.stack(run.pixel_values), [*run.prompt_ids, *run.answer_ids], length, length)
 
 
 def check_stages(model: PaliGemma, record: Record) -> None:

@@ -2,8 +2,8 @@
 
 NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=+avx2,+fma python tests/kernel_numbers.py out.npz
 
-Results are named KIND|TERMS|CASE: KIND is `bits` where the arithmetic is fixed, else the bound of closeness.py that
-holds between two paths, with TERMS.
+Results are named KIND|TERMS|CASE: KIND is `bits` where the arithmetic is fixed, `company` where a row alone is compared
+with the same among others, else the bound of closeness.py that holds between two paths, with TERMS.
 """
 
 import sys
@@ -19,6 +19,7 @@ from pg2ref.quantized import QuantizedMatrix
 SHAPES = [
     (1, 37, 256),
     (1, 9, 6144),
+    (2, 9, 6144),
     (3, 37, 256),
     (16, 5, 384),
     (1, 7, 33),
@@ -54,6 +55,17 @@ def linear_results(rng: np.random.Generator) -> dict[str, Array]:
     return found
 
 
+def company_results(rng: np.random.Generator) -> dict[str, Array]:
+    """Which numbers of rows that are multiplied together differ from those of a row alone; none should."""
+    found = {}
+    for inputs in (384, 6144, 9216):
+        x, weight = numbers(rng, 4, inputs), f32_to_bf16(numbers(rng, 37, inputs))
+        for multiply in (linear.linear, linear.linear_bf16):
+            alone = np.concatenate([multiply(x[t : t + 1], weight) for t in range(len(x))])
+            found[f"company|{inputs}|{multiply.__name__}"] = multiply(x, weight) != alone
+    return found
+
+
 def joined_results(rng: np.random.Generator) -> dict[str, Array]:
     """Matrices that share their rows, and GeGLU as a share of the largest gate times the largest up."""
     found = {}
@@ -61,12 +73,12 @@ def joined_results(rng: np.random.Generator) -> dict[str, Array]:
         x, bias = numbers(rng, rows, inputs), numbers(rng, 70)
         weights = [f32_to_bf16(numbers(rng, outputs, inputs)) for outputs in (7, 70, 1)]
         for kind, is_bf16 in (("linear", False), ("bits", True)):
-            outs = linear.multiply(x, weights, [None, bias, None], is_bf16=is_bf16)
+            outs = linear.linear_each(x, weights, [None, bias, None], is_bf16=is_bf16)
             found |= {f"{kind}|{inputs}|{rows}_matrix_{m}": out for m, out in enumerate(outs)}
         pair = [f32_to_bf16(numbers(rng, 53, inputs) * np.float32(inputs**-0.5)) for _ in range(2)]
         for kind, is_bf16 in (("gated_linear", False), ("gated_gelu", True)):
-            gate, up = linear.multiply(x, pair, [None, None], is_bf16=is_bf16)
-            out = linear.multiply_gated(x, *pair, is_bf16=is_bf16)
+            gate, up = linear.linear_each(x, pair, [None, None], is_bf16=is_bf16)
+            out = linear.gated_linear(x, *pair, is_bf16=is_bf16)
             found[f"{kind}|{inputs if kind == 'gated_linear' else 1}|{rows}"] = out / (gate.max() * np.abs(up).max())
     return found
 
@@ -80,14 +92,14 @@ def quantized_results(rng: np.random.Generator) -> dict[str, Array]:
             x, bias = numbers(rng, rows, groups * 32), numbers(rng, blocks * 16 - 3)
             matrix = QuantizedMatrix(codes, scales, (blocks * 16 - 3, groups * 32), bits)
             for with_bias in (False, True):
-                out = quantized.multiply(x, [matrix], [bias if with_bias else None])[0]
+                out = quantized.linear_each(x, [matrix], [bias if with_bias else None])[0]
                 found[f"quantised linear|{groups + 3}|{bits}_{rows}_{with_bias}"] = out
     return found
 
 
 def other_results(rng: np.random.Generator) -> dict[str, Array]:
     found = {}
-    for rows, keys, size in [(1, 9, 16), (1, 200, 256), (70, 131, 24), (5, 7, 13)]:
+    for rows, keys, size in [(1, 9, 16), (1, 200, 256), (1, 31, 13), (70, 131, 24), (266, 300, 72), (5, 7, 13)]:
         query, key, value = numbers(rng, rows, 4, size), numbers(rng, keys, 2, size), numbers(rng, keys, 2, size)
         value /= np.abs(value).max()
         first, last = rng.integers(0, 3, rows), keys - 1 - rng.integers(0, 3, rows)
@@ -95,9 +107,10 @@ def other_results(rng: np.random.Generator) -> dict[str, Array]:
             for cap in (None, 5.0):
                 out = attend(query, key, value, first, last, scale=0.3, logit_cap=cap)
                 found[f"{kind}|{size + keys}|{rows}_{cap}"] = out
-    x, gain = numbers(rng, 3, 45), numbers(rng, 45)
-    found["rms_norm|45|"] = elementwise.rms_norm(x, gain, 1e-6)
-    found["layer_norm|45|"] = elementwise.layer_norm(x, gain, gain, 1e-6)
+    for size in (45, 2304):
+        x, gain = numbers(rng, 50, size), numbers(rng, size)
+        found[f"rms_norm|{size}|"] = elementwise.rms_norm(x, gain, 1e-6)
+        found[f"layer_norm|{size}|"] = elementwise.layer_norm(x, gain, gain, 1e-6)
     found["gelu|1|"] = elementwise.gelu(x)
     found["gated_gelu|1|"] = elementwise.gated_gelu(x, x)
     found["soft_cap|1|"] = elementwise.soft_cap(x, 2.0)
@@ -108,7 +121,7 @@ def other_results(rng: np.random.Generator) -> dict[str, Array]:
 
 def main(path: str) -> None:
     found = {"path": np.array(cpu().name)}
-    for results in (linear_results, joined_results, quantized_results, other_results):
+    for results in (linear_results, company_results, joined_results, quantized_results, other_results):
         found |= results(np.random.default_rng(11))
     np.savez(path, **found)
 

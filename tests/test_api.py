@@ -207,6 +207,7 @@ def test_options_that_make_no_sense(model: pg2ref.Model, picture: Path, options:
         ({"preset": "mlx"}, "preset 'mlx' is not one of transformers, big_vision, keras, gemma_cpp"),
         ({"resize": "lanczos"}, "resize 'lanczos' is not one of bicubic"),
         ({"window": "none"}, "window 'none' is not one of transformers"),
+        ({"loc_scale": 1000}, "loc_scale 1000 is not one of 1023, 1024"),
     ],
 )
 def test_choices_that_do_not_exist(small_folder: Path, options: dict[str, Any], message: str) -> None:
@@ -216,7 +217,7 @@ def test_choices_that_do_not_exist(small_folder: Path, options: dict[str, Any], 
 
 def test_load_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelNotAvailableError, match="hf download org/name"):
+    with pytest.raises(ModelNotAvailableError, match="pg2ref download org/name"):
         pg2ref.load("org/name")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         pg2ref.load(tmp_path)

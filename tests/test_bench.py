@@ -131,7 +131,7 @@ def test_operations_and_bytes_of_a_model_worked_out_by_hand(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", machine_limits.KINDS)
 def test_products_in_registers_are_as_many_as_are_counted(kind: str) -> None:
-    once, twice = machine_limits.multiply(kind, 3), machine_limits.multiply(kind, 6)
+    once, twice = machine_limits.multiply_repeatedly(kind, 3), machine_limits.multiply_repeatedly(kind, 6)
     lanes, sums, threads = cpu().lanes, machine_limits.num_sums(cpu()), compiling.num_threads()
     assert once.operations == 3 * threads * lanes * sums * 2 * {"f32": 1, "bf16": 2, "int8": 4}[kind]
     assert twice.operations == 2 * once.operations

@@ -87,11 +87,29 @@ def test_each_contest_names_measures_that_have_a_bar() -> None:
     assert not list(bench_peers.contests(bench_peers.Folders(None, None, Path("int8"), None)))
 
 
-def test_the_memory_of_a_process_is_its_peak() -> None:
+def test_a_gguf_file_runs_beside_like_weights() -> None:
     import bench_peers
+    import click
 
-    program = "import time; b = bytearray(b'x') * 50_000_000; time.sleep(0.1); del b; time.sleep(0.05)"
-    assert 50 < bench_peers.peak_anonymous_mb([sys.executable, "-c", program], {}) < 100
+    folders = bench_peers.Folders(Path("plain"), None, None, Path("int4"))
+    files = [Path("a/b.3.bf16.gguf"), Path("b.q4_0.gguf")]
+    first, second = bench_peers.llama_contests(folders, files)
+    assert (first.own, first.peer) == (("pg2ref", "plain", "bf16"), ("llama.cpp", "a/b.3.bf16.gguf", "bf16"))
+    assert (second.own, second.peer) == (("pg2ref", "int4", "int4"), ("llama.cpp", "b.q4_0.gguf", "q4_0"))
+    assert {*first.parts, *second.parts} <= set(bench_peers.MEASURES)
+    for name in ("b.q8_0.gguf", "b.gguf", "b.f16.gguf"):
+        with pytest.raises(click.UsageError, match=r"expected NAME.bf16.gguf or NAME.q4_0.gguf"):
+            list(bench_peers.llama_contests(folders, [Path(name)]))
+
+
+def test_a_peer_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own words, not only that it failed."""
+    import bench_peers
+    from watched_process import ProgramFailed
+
+    monkeypatch.setattr(bench_peers, "own_command", lambda *_: [sys.executable, "-c", "raise SystemExit('no room')"])
+    with pytest.raises(ProgramFailed, match="no room"):
+        list(bench_peers.whole_process(tmp_path, 1, {}))
 
 
 @pytest.mark.parity

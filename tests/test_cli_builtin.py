@@ -14,7 +14,7 @@ from PIL import Image
 from pg2ref.demo.scene import draw_scene
 from pg2ref.demo.truth import truth_of
 
-NOTE = "pg2ref: pg2ref-shapes answers, the built-in model for synthetic scenes, not Google's; for photographs `hf "
+NOTE = "pg2ref: pg2ref-shapes answers, the built-in model for synthetic scenes, not Google's; for photographs `pg2ref "
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_folder_that_may_not_be_written_is_left_alone(
 def test_another_model_wants_an_image(run: Run, small_folder: Path) -> None:
     ran = run("generate", "-m", small_folder)
     assert (ran.code, ran.out) == (2, "")
-    assert "no image given: name one" in ran.err
+    assert "expected images, or --video" in ran.err
 
 
 def test_without_a_model_the_built_in_one_answers(run: Run, scene: Path, small_folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from cli_runner import PG2REF, Run, make_run, run_process, write_picture
+from cli_runner import PG2REF, Run, run_process, write_picture
 
 from pg2ref.inputs.tokenizer import Tokenizer
 from pg2ref.model.backend import has_bf16_dot
@@ -28,16 +28,6 @@ RESULT_FIELDS = {
     "timing": "load_s vision_s prefill_s decode_s decode_tok_s",
     "versions": "pg2ref numpy pillow numba python",
 }
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return make_run(capsys, monkeypatch)
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return write_picture(tmp_path / "picture.png")
 
 
 @pytest.fixture
@@ -77,7 +67,7 @@ def test_json_has_the_documented_fields(run: Run, picture: Path, small_folder: P
     assert all(set(token) == {"id", "text", "logprob", "top"} for token in result["tokens"])
     assert all(set(other) == {"id", "text", "logprob"} for token in result["tokens"] for other in token["top"])
     (image,) = result["input"]["images"]
-    assert set(image) == {"path", "sha256", "size"}
+    assert set(image) == {"path", "sha256", "size", "frame"}
     assert (image["path"], image["size"]) == (str(picture), [60, 40])
     assert re.fullmatch("[0-9a-f]{64}", image["sha256"])
     assert result["input"]["ids"].count(2352) == result["input"]["image_tokens"] == 16
@@ -189,7 +179,7 @@ def test_an_image_from_stdin(run: Run, picture: Path, small_folder: Path) -> Non
     named = answer(run, picture, "-m", small_folder, "-n", 4)
     piped = answer(run, "-", "-m", small_folder, "-n", 4, stdin=picture.read_bytes())
     assert logprobs(piped) == logprobs(named)
-    assert piped["input"]["images"] == [{"path": None, "sha256": None, "size": [60, 40]}]
+    assert piped["input"]["images"] == [{"path": None, "sha256": None, "size": [60, 40], "frame": None}]
 
 
 @pytest.mark.parametrize("stored", [b"detect K\xc3\xa4fer", b"detect K\xc3\xa4fer\n", b"detect K\xc3\xa4fer\r\n"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import random_checkpoint
 import tokenizer_model
-from cli_runner import Run, make_run
+from cli_runner import Run
 
 from pg2ref.checkpoint.tensor_table import expected_shapes
 from pg2ref.config import parse_config
@@ -17,11 +17,6 @@ from pg2ref.config import parse_config
 FIELDS = """schema model folder files bytes tensors parameters weights image_size_px image_tokens vision_layers
 vision_width decoder_layers decoder_width query_heads key_value_heads head_width query_scale sliding_window
 attention_soft_cap logit_soft_cap vocabulary output_matrix tokenizer_pieces numbers_checked""".split()
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return make_run(capsys, monkeypatch)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import Run, make_run, write_picture
+from cli_runner import Run, write_picture
 from PIL import Image
 from random_mask_decoder import random_arrays
 
@@ -24,16 +24,6 @@ BOX = "<loc0000><loc0341><loc0682><loc1023>"  # of 60 x 40: 20, 0, 60, 26.7
 CODES = "".join(f"<seg{code:03d}>" for code in range(16))
 PIXELS = "20.0\t0.0\t60.0\t26.7"
 Say = Callable[[str], None]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return make_run(capsys, monkeypatch)
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return write_picture(tmp_path / "picture.png")
 
 
 @pytest.fixture
@@ -208,9 +198,7 @@ def test_boxes_are_those_of_the_first_image(say: Say, picture: Path, small_folde
     assert result.objects[0].box_xyxy_px[2] == 20
 
 
-def test_options_that_make_no_sense(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"loc_scale 1000 is not one of 1023, 1024"):
-        pg2ref.load(small_folder, loc_scale=1000)
+def test_a_decoder_that_is_not_there(small_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="found no file"):
         pg2ref.load(small_folder, vae=tmp_path / "none.npz")
 

@@ -13,17 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import random_checkpoint
-from cli_runner import PG2REF, Run, make_run, write_picture
+from cli_runner import PG2REF, Run, write_picture
 
 from pg2ref.checkpoint.loader import load_checkpoint
 
 SCENE = Path(__file__).parent / "data" / "scene.png"
 LEAVES = "embed_tokens q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return make_run(capsys, monkeypatch)
 
 
 def test_a_line_says_what_was_written(run: Run, small_folder: Path, tmp_path: Path) -> None:
@@ -145,7 +140,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     command = [*PG2REF, "quantize", "-m", str(source), "-o", str(out), "--to", "int4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 30
-    while not list(tmp_path.glob(".out.*.part/*.part")):
+    while not list(tmp_path.glob(".out.*.part/out/*.part")):
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.005)

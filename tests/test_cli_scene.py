@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import PG2REF, Run, make_run
+from cli_runner import PG2REF, Run
 from PIL import Image
 
 from pg2ref.demo.scene import draw_scene
 from pg2ref.demo.truth import truth_of
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return make_run(capsys, monkeypatch)
 
 
 def test_picture_and_truth(run: Run, tmp_path: Path) -> None:

@@ -3,17 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
-from cli_runner import Run, make_run
+from cli_runner import Run
 
 from pg2ref.inputs.tokenizer import Tokenizer
 
 IMAGE, BOS, NEWLINE = 2352, 2, 108
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return make_run(capsys, monkeypatch)
 
 
 def ids(run: Run, *arguments: object) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+from fuzzing import image_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import naive_resize
@@ -704,3 +705,10 @@ def test_damaged_files_are_read_or_refused(content, changes, cut):
     for place, value in changes:
         damaged[place % len(damaged)] = value
     read_or_refuse(bytes(damaged[: cut if cut % 3 == 0 else None]))
+
+
+@pytest.mark.parametrize("content", image_inputs.seeds(), ids=lambda content: content[:12].hex())
+def test_strips_give_what_the_whole_gives(content, monkeypatch):
+    whole = read_image(io.BytesIO(content))
+    monkeypatch.setattr(image_module, "STRIP_PIXELS", 3 * whole.width + 1)
+    assert np.array_equal(read_image(io.BytesIO(content)), whole)

@@ -4,11 +4,11 @@ Each operation on its own is compared with its oracle in test_ops.py.
 """
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import golden_records
-import numba
 import numpy as np
 import pytest
 import small_models
@@ -38,18 +38,6 @@ def test_stages_and_answers_agree_with_the_golden_records(case_name: str) -> Non
 
 def bf16_weight(rng: np.random.Generator, outputs: int, inputs: int) -> Array:
     return f32_to_bf16(rng.standard_normal((outputs, inputs)).astype(np.float32))
-
-
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 53, 64), (5, 53, 64), (40, 53, 400), (31, 17, 29)])
-def test_the_number_of_threads_changes_nothing(rows: int, outputs: int, inputs: int, rng: np.random.Generator) -> None:
-    x, weight = rng.standard_normal((rows, inputs)).astype(np.float32), bf16_weight(rng, outputs, inputs)
-    most = numba.get_num_threads()
-    results = []
-    for threads in sorted({1, most}):
-        numba.set_num_threads(threads)
-        results.append(linear.linear(x, weight))
-    numba.set_num_threads(most)
-    np.testing.assert_array_equal(results[0], results[-1])
 
 
 @pytest.mark.parametrize("multiply", [linear.linear, linear.linear_bf16])
@@ -105,12 +93,12 @@ def test_gate_and_up_of_different_types(rows: int, gate_is_bf16: bool, rng: np.r
     """A checkpoint may store any tensor in any type."""
     x, gate, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 128), (37, 128), (37, 128)))
     gate, up = bf16_to_f32(f32_to_bf16(gate)), bf16_to_f32(f32_to_bf16(up))
-    expected = linear.multiply_gated(x, f32_to_bf16(gate), f32_to_bf16(up), is_bf16=True)
+    expected = linear.gated_linear(x, f32_to_bf16(gate), f32_to_bf16(up), is_bf16=True)
     mixed = (f32_to_bf16(gate), up) if gate_is_bf16 else (gate, f32_to_bf16(up))
-    np.testing.assert_array_equal(linear.multiply_gated(x, *mixed, is_bf16=True), expected)
+    np.testing.assert_array_equal(linear.gated_linear(x, *mixed, is_bf16=True), expected)
     exact = naive_ops.gated_gelu((x.astype(np.float64) @ gate.T).tolist(), (x.astype(np.float64) @ up.T).tolist())
     magnitude = float(np.abs(x @ gate.T).max() * np.abs(x @ up.T).max())
-    assert_close(linear.multiply_gated(x, *mixed, is_bf16=False), np.array(exact), "gated_linear", 128, magnitude)
+    assert_close(linear.gated_linear(x, *mixed, is_bf16=False), np.array(exact), "gated_linear", 128, magnitude)
 
 
 def test_matrices_of_a_file_beside_copies(rng: np.random.Generator) -> None:
@@ -120,8 +108,42 @@ def test_matrices_of_a_file_beside_copies(rng: np.random.Generator) -> None:
     weights[0].flags.writeable = False
     odd = np.zeros(weights[2].nbytes + 1, np.uint8)[1:].view(np.uint16).reshape(9, 128)
     odd[:] = weights[2]
-    for out, expected in zip(linear.multiply(x, [*weights[:2], odd], [None] * 3, is_bf16=False), alone, strict=True):
+    for out, expected in zip(linear.linear_each(x, [*weights[:2], odd], [None] * 3, is_bf16=False), alone, strict=True):
         np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("is_bf16", [False, True])
+@pytest.mark.parametrize("rows", [1, 19])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint16])
+def test_weights_that_are_converted_piece_by_piece(
+    is_bf16: bool, rows: int, dtype: type, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other types, odd numbers of inputs, gaps between rows: the numbers of a whole converted copy, in pieces."""
+    x, bias = rng.standard_normal((rows, 129)).astype(np.float32), rng.standard_normal(53).astype(np.float32)
+    stored_OD = rng.standard_normal((53, 2, 129)).astype(np.float32)[:, 0]
+    stored_OD = f32_to_bf16(stored_OD) if dtype == np.uint16 else stored_OD.astype(dtype)
+    plain = bf16_to_f32(stored_OD) if dtype == np.uint16 else stored_OD.astype(np.float32)
+    whole = np.pad(f32_to_bf16(plain) if is_bf16 else plain, ((0, 0), (0, 1)))
+    expected = linear.linear_each(np.pad(x, ((0, 0), (0, 1))), [whole], [bias], is_bf16=is_bf16)[0]
+    monkeypatch.setattr(linear, "CONVERTED_AT_ONCE", 7 * 129)
+    np.testing.assert_array_equal(linear.linear_each(x, [stored_OD], [bias], is_bf16=is_bf16)[0], expected)
+    gated = linear.gated_linear(x, stored_OD, stored_OD, is_bf16=is_bf16)
+    plain_sums = linear.linear_each(x, [stored_OD], [None], is_bf16=is_bf16)[0]
+    np.testing.assert_array_equal(gated, elementwise.gated_gelu(plain_sums, plain_sums))
+
+
+@pytest.mark.parametrize("is_bf16", [False, True])
+def test_converting_takes_no_room_for_the_whole(
+    is_bf16: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = rng.standard_normal((2, 512)).astype(np.float32), np.ones((4096, 512), np.float16)
+    monkeypatch.setattr(linear, "CONVERTED_AT_ONCE", 1 << 16)
+    linear.linear_each(x, [weight], [None], is_bf16=is_bf16)  # compiles, which takes room too
+    tracemalloc.start()
+    linear.linear_each(x, [weight], [None], is_bf16=is_bf16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < weight.size * np.dtype(np.float16).itemsize / 2
 
 
 def test_a_change_of_any_kernel_file_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

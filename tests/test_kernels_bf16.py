@@ -1,8 +1,9 @@
 """The kernels in precision bf16, through all towers: what they change is less than what rounding to bf16 changes.
 
 Both round the inputs of linear layers and of attention alike, but a number near the middle of two bf16 numbers may
-fall to either side, and layers pass that on. So the yardstick, for each stage, is the bf16 noise floor: what rounding
-changes at all, computed in float64 with it and without.
+fall to either side, and layers pass that on. So the yardstick, for each stage, is the noise floor of this precision:
+what rounding those inputs changes at all, computed in float64 with it and without. (That of Transformers, which rounds
+every stage to bf16, is model/rounding.py's.)
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from closeness import BOUNDS
 from pg2ref.model import backend
 from pg2ref.model.backend import REFERENCE_BF16, Ops
 from pg2ref.model.paligemma import PaliGemma
+from pg2ref.parity.difference import measure
 
 
 def bf16_model(folder: Path, ops: Ops, dtype: type) -> PaliGemma:
@@ -30,9 +32,9 @@ def shares_of_noise(folder: Path, case_inputs: small_models.Inputs, ops: Ops) ->
     found = small_models.our_stages(bf16_model(folder, ops, np.float32), case_inputs)
     shares = {}
     for stage, expected in rounded.items():
-        floor = float(np.linalg.norm(expected - truth[stage]))
-        if floor > 1e-6 * float(np.linalg.norm(expected)):
-            shares[stage] = float(np.linalg.norm(found[stage] - expected)) / floor
+        floor = measure(expected, truth[stage]).nrmse
+        if floor > 1e-6:
+            shares[stage] = measure(expected, found[stage]).nrmse / floor
         else:  # nothing was rounded to bf16 so far
             np.testing.assert_allclose(found[stage], expected, rtol=1e-6)
     return shares

@@ -23,7 +23,7 @@ NEVER_LEFT_OUT = {  # bodies that must be among those found: most of the arithme
     "elementwise.rotate_rows",
     "exponential.split_exp",
     "stored.bf16_bits",
-    "attention.softmax_range",
+    "attention.softmax",
     "attention.attend_one",
     "quantized.quantize_rows",
 }

@@ -5,7 +5,6 @@ The same on every path of every processor: test_kernel_paths.py.
 
 from collections.abc import Callable, Mapping
 
-import numba
 import numpy as np
 import pytest
 from closeness import BOUNDS, assert_close
@@ -21,7 +20,7 @@ TABLES: Mapping[str, Callable[[int], Ops]] = {
     "numpy": lambda bits: backend.operations("numpy", f"int{bits}"),
     "numba": lambda bits: backend.operations("numba", f"int{bits}"),
 }
-BLOCK_INPUTS = quantized.BLOCK * quantized.GROUP
+BLOCK_INPUTS = quantized.GROUPS_AT_ONCE * quantized.GROUP
 # rows, outputs, inputs: one, two and many rows, tails of each, primes, and more inputs than a block of them
 SHAPES = [(1, 1, 1), (1, 37, 97), (2, 16, 32), (3, 53, 31), (13, 17, 67), (29, 80, 131), (1, 18, BLOCK_INPUTS + 37)]
 
@@ -31,7 +30,7 @@ def normal(rng: np.random.Generator, *shape: int) -> Array:
 
 
 def multiply(x_TD: Array, matrix: QuantizedMatrix, bias_O: Array | None = None) -> Array:
-    return quantized.multiply(x_TD, [matrix], [bias_O])[0]
+    return quantized.linear_each(x_TD, [matrix], [bias_O])[0]
 
 
 def exact_linear(x_TD: Array, matrix: QuantizedMatrix, bias_O: Array | None = None) -> Array:
@@ -83,19 +82,6 @@ def test_company_changes_nothing(bits: int, rows: int, rng: np.random.Generator)
     together = multiply(x_TD, matrix)
     for t in range(rows):
         np.testing.assert_array_equal(multiply(x_TD[t : t + 1], matrix)[0], together[t])
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("rows", [1, 200])
-def test_the_number_of_threads_changes_nothing(bits: int, rows: int, rng: np.random.Generator) -> None:
-    x_TD, matrix = normal(rng, rows, 333), quantize_matrix(normal(rng, 421, 333), bits)
-    most = numba.get_num_threads()
-    results = []
-    for threads in sorted({1, most}):
-        numba.set_num_threads(threads)
-        results.append(multiply(x_TD, matrix))
-    numba.set_num_threads(most)
-    np.testing.assert_array_equal(results[0], results[-1])
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from pg2ref.checkpoint.locate import hub_cache_folder, locate
+from pg2ref.checkpoint.locate import locate
 from pg2ref.checkpoint.shards import INDEX_NAME
 from pg2ref.errors import CheckpointError, ModelNotAvailableError
+from pg2ref.hub.cache import hub_cache_folder
 
 MODEL_ID = "google/paligemma2-3b-mix-224"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -144,7 +145,7 @@ def test_revisions(tmp_path):
     for absent in ("v2", "f" * 40, "refs/pr", COMMIT[:7]):
         message = unavailable(f"{MODEL_ID}@{absent}")
         assert f"revision {absent} is not in the Hugging Face cache" in message
-        assert f"hf download {MODEL_ID} --revision {absent}" in message
+        assert f"pg2ref download {MODEL_ID}@{absent}" in message
 
 
 @pytest.mark.parametrize("stored", ["", "../../../..", "main", "\xff" * 40, "0" * 5000])
@@ -157,7 +158,7 @@ def test_a_damaged_reference_is_no_way_out_of_the_cache(tmp_path, stored):
 def test_what_is_not_cached_comes_with_the_command_and_the_licence(tmp_path):
     message = unavailable(MODEL_ID)
     assert str(default_cache(tmp_path) / "models--google--paligemma2-3b-mix-224") in message
-    assert f"`hf download {MODEL_ID}`" in message
+    assert f"`pg2ref download {MODEL_ID}`" in message
     assert "`pip install 'pg2ref[hub]'`" in message
     assert f"licence is accepted at https://huggingface.co/{MODEL_ID}" in message
 
@@ -170,7 +171,7 @@ def test_a_partial_download_is_told_shard_by_shard(tmp_path):
     (snapshot / SHARDS[2]).symlink_to("../../blobs/gone")
     message = unavailable(MODEL_ID)
     assert f"2 of 3 shards are missing: {SHARDS[0]}, {SHARDS[2]}" in message
-    assert f"hf download {MODEL_ID}" in message
+    assert f"pg2ref download {MODEL_ID}" in message
     (snapshot / "config.json").unlink()
     assert "no config.json" in unavailable(MODEL_ID)
 
@@ -198,7 +199,7 @@ def test_what_is_no_name_does_not_escape_and_shows_a_name(tmp_path, name):
     write_model(default_cache(tmp_path).parent / "x")
     message = unavailable(name)
     assert "no such folder" in message
-    assert f"hf download {MODEL_ID}" in message
+    assert f"pg2ref download {MODEL_ID}" in message
     assert len(message) < 500
 
 

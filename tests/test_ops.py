@@ -31,7 +31,8 @@ BACKENDS: Mapping[str, Ops] = {
 BF16_TABLES = (BACKENDS["numpy bf16"], BACKENDS["numba bf16"])  # those that round what linear and attend read
 DTYPES = {name: (np.float32,) if "numba" in name else (np.float32, np.float64) for name in BACKENDS}
 EPS = 1e-6
-SINGLE = [name for name in Ops._fields if name not in ("linear_each", "to_bf16")]  # one array of the input's type
+SEVERAL = ("linear_each", "to_bf16", "attention_weights", "rotation_table")  # other than one array of the input's type
+SINGLE = [name for name in Ops._fields if name not in SEVERAL]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -452,11 +453,15 @@ def test_a_cap_comes_after_the_scale(ops: Ops, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("logit_cap", [None, 0.7])
-def test_attention_weights_are_those_of_attend(dtype: Any, logit_cap: float | None, rng: np.random.Generator) -> None:
-    query, key, value = attend_case(rng, dtype, T=5, S=11, K=2, G=3, H=7)
+def test_attention_weights_are_those_of_attend(
+    ops: Ops, dtype: Any, logit_cap: float | None, rng: np.random.Generator
+) -> None:
+    case = attend_case(rng, dtype, T=5, S=11, K=2, G=3, H=7)
+    query, key, value = (bf16_to_f32(f32_to_bf16(array)).astype(dtype) for array in case)
     ranges = MASKS["window 3"](5, 11)
-    weights_NTS = reference_ops.attention_weights(query, key, *ranges, scale=0.3, logit_cap=logit_cap)
+    weights_NTS = ops.attention_weights(query, key, *ranges, scale=0.3, logit_cap=logit_cap)
     assert weights_NTS.shape == (6, 5, 11)
+    assert weights_NTS.dtype == dtype
     allowed_TS = ranges.allowed_TS(11)
     assert (weights_NTS[:, ~allowed_TS] == 0).all()  # exactly
     assert (weights_NTS[:, allowed_TS] > 0).all()
@@ -493,6 +498,8 @@ def calls(rng: np.random.Generator, dtype: Any) -> dict[str, tuple[list[Any], di
         "soft_cap": ([x_TD, 2.0], {}, (5, 7)),
         "rotate": ([rng.standard_normal((5, 3, 14)).astype(dtype), *table], {}, (5, 3, 14)),
         "attend": (attended, {"scale": 0.5, "logit_cap": 3.0}, (5, 6, 7)),
+        "add": ([x_TD, x_TD[::-1].copy()], {}, (5, 7)),
+        "scale": ([x_TD, 59.87], {}, (5, 7)),
     }
 
 
@@ -518,7 +525,7 @@ def test_a_single_row_is_the_same_as_in_company(ops: Ops, dtype: Any, name: str,
     """Rows do not touch each other; in attention, queries do not."""
     arguments, options, _ = calls(rng, dtype)[name]
     together = getattr(ops, name)(*arguments, **options)
-    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4)}.get(name, (0,))
+    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4), "add": (0, 1)}.get(name, (0,))
     for t in range(5):
         one = [a[t : t + 1] if i in by_row else a for i, a in enumerate(arguments)]
         alone = getattr(ops, name)(*one, **options)
@@ -533,7 +540,7 @@ def test_a_single_row_is_the_same_as_in_company(ops: Ops, dtype: Any, name: str,
 def test_no_rows_give_no_rows(ops: Ops, dtype: Any, name: str, rng: np.random.Generator) -> None:
     """An empty batch is no mistake: the result has the right shape and type, and holds nothing."""
     arguments, options, shape = calls(rng, dtype)[name]
-    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4)}.get(name, (0,))
+    by_row = {"rotate": (0, 1, 2), "attend": (0, 3, 4), "add": (0, 1)}.get(name, (0,))
     out = getattr(ops, name)(*(a[:0] if i in by_row else a for i, a in enumerate(arguments)), **options)
     assert out.shape == (0, *shape[1:])
     assert out.dtype == dtype

@@ -10,7 +10,8 @@ from pg2ref.api import Model
 from pg2ref.arrays import Array, bf16_to_f32
 from pg2ref.checkpoint.loader import load_checkpoint
 from pg2ref.checkpoint.quantize import quantize_checkpoint
-from pg2ref.evaluation.quantization import Report, StageErrors, open_pair, report
+from pg2ref.errors import CheckpointError
+from pg2ref.evaluation.quantization import Report, StageErrors, open_pair, report, weight_errors
 from pg2ref.model import paligemma
 from pg2ref.quantized import QuantizedMatrix, dequantize
 
@@ -95,3 +96,14 @@ def test_several_images_add_up() -> None:
 def test_the_source_is_opened_in_float32(small_folder: Path, pair: tuple[Model, Model]) -> None:
     source, quantized = open_pair(str(small_folder), pair[1].checkpoint.folder)
     assert (source.described["dtype"], quantized.described["dtype"]) == ("f32", "int4")
+
+
+def test_a_source_that_lacks_a_tensor(small_folder: Path, pair: tuple[Model, Model]) -> None:
+    """The same config.json, and a tied output matrix that only one of the two stores."""
+    source = load_checkpoint(small_folder)
+    (name,) = [name for name in source.tensors if name.endswith("embed_tokens.weight")]
+    without = source._replace(tensors={key: tensor for key, tensor in source.tensors.items() if key != name})
+    with pytest.raises(
+        CheckpointError, match=f"has no {name}, which the quantised .*: name the checkpoint it was made"
+    ):
+        list(weight_errors(without, pair[1].checkpoint))

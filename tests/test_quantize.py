@@ -182,6 +182,27 @@ def test_nothing_is_left_after_an_interruption(small_folder: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_writers_in_one_process_do_not_meet(small_folder: Path, tmp_path: Path) -> None:
+    """Of one name and in turns: whoever is later finds the folder taken, and leaves nothing of its own."""
+    second: list[str] = []
+
+    def write_another(count: int) -> None:
+        if not second:
+            second.append("begun")
+            write(small_folder, tmp_path / "out", "int8")
+
+    with pytest.raises(Pg2RefError, match="cannot be written"):
+        write(small_folder, tmp_path / "out", on_bytes=write_another)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert load_checkpoint(tmp_path / "out").weight_type == "int8"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of another kind")
+def test_the_folder_has_the_rights_of_any_new_one(small_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "any").mkdir()
+    assert write(small_folder, tmp_path / "out").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_a_disk_without_room(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
     monkeypatch.setattr(quantize.shutil, "disk_usage", lambda path: usage)

@@ -70,16 +70,16 @@ def with_array(name: str, array: Any) -> Callable[[Arrays], None]:
     ("change", "says"),
     [
         (lambda arrays: arrays.pop("decoder.8.bias"), r"decoder\.8\.bias is missing"),
-        (with_array("_vq_vae._embedding", np.zeros((127, 5), "f4")), r"expected floats of shape \(128, width\)"),
+        (with_array("_vq_vae._embedding", np.zeros((127, 5), "f4")), r"or <f8 of shape \(128, width\)"),
         (with_array("decoder.0.weight", np.zeros((7, 4, 1, 1), "f4")), r"\(width, 5, 1, 1\)"),
         (with_array("decoder.4.weight", np.zeros((6, 7, 4, 4), "f4")), r"\(7, width, 4, 4\)"),
-        (with_array("decoder.10.weight", np.zeros((3, 2, 4, 4), "i4")), "int32"),
+        (with_array("decoder.10.weight", np.zeros((3, 2, 4, 4), "i4")), "got '<i4'"),
         (with_array("decoder.12.weight", np.zeros((2, 2, 1, 1), "f4")), r"\(1, 2, 1, 1\)"),
         (with_array("decoder.0.bias", np.zeros((7, 1), "f4")), r"\(7\)"),
         (with_array("decoder.0.weight", np.zeros((1025, 5, 1, 1), "f4")), r"\(width, 5, 1, 1\)"),
         (with_array("decoder.0.weight", np.zeros((0, 5, 1, 1), "f4")), r"\(width, 5, 1, 1\)"),
         (with_array("decoder.4.bias", [np.nan] * 6), "NaN or infinity"),
-        (with_array("decoder.4.bias", np.array([print] * 6, object)), "object"),
+        (with_array("decoder.4.bias", np.array([print] * 6, object)), r"got '\|O'"),
     ],
 )  # fmt: skip
 def test_other_layouts_are_refused(change: Callable[[Arrays], None], says: str, arrays: Arrays, tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_nothing_is_unpickled(arrays: Arrays, tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "exploded",))
 
     hostile = npy(np.array([Bomb()], object))
-    with pytest.raises(CheckpointError, match="object"):
+    with pytest.raises(CheckpointError, match=r"got '\|O'"):
         read_mask_decoder(zip_with(tmp_path / "vae.npz", arrays, **{"decoder.0.bias": hostile}))
     assert not (tmp_path / "exploded").exists()
-    with pytest.raises(CheckpointError, match="expected a whole"):
+    with pytest.raises(CheckpointError, match=r"expected an \.npy member"):
         read_mask_decoder(zip_with(tmp_path / "vae.npz", arrays, **{"decoder.0.bias": pickle.dumps(Bomb())}))
     assert not (tmp_path / "exploded").exists()
 

@@ -4,10 +4,12 @@
     python tools/bench_peers.py /data/random-3b-224 /data/random-3b-448 /data/random-3b-224-int8 --bars -o results.json
     python tools/bench_peers.py /data/random-3b-224 --measures "decode bf16" --measures "vision bf16"
     python tools/bench_peers.py /data/random-3b-224 --readme README.md
+    python tools/bench_peers.py /data/random-3b-224 --gguf /data/random-3b-224.bf16.gguf
 
 Each folder is used for the measures that it fits: a bf16 checkpoint for most, one of 448 px for those, quantised ones
 against the bf16 one. Peers come one after the other, so that memory holds one at a time: Transformers needs 4 bytes a
-weight in float32. Needs the `parity` extra. Other runtimes: see tools/peer_runtimes.py.
+weight in float32. Needs the `parity` extra. A GGUF of tools/gguf_decoder.py, named for its type as above, is run by
+llama.cpp beside the folder of like weights (tools/llama_cpp_runtime.py). Other runtimes: see tools/peer_runtimes.py.
 """
 
 import json
@@ -26,6 +28,7 @@ import peer_table
 from peer_runtimes import BF16, F32
 from peer_table import BARS, Row, Side
 from PIL import Image
+from watched_process import run
 
 from pg2ref.benchmark.measure import DEFAULT_PROMPT, synthetic_image
 from pg2ref.benchmark.report import cpu_name
@@ -35,8 +38,10 @@ from pg2ref.published import PUBLISHED
 
 TOOLS = Path(__file__).parent
 SCHEMA = "pg2ref/bench-peers/1"
-SECONDS_BETWEEN_LOOKS = 0.005  # at a process's memory
-MEASURES = [*BARS, "vision share of bf16 peak"]
+GGUF_OF = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # precision -> type of GGUF
+LLAMA_PARTS = ("prefill", "decode")
+LLAMA_MEASURES = [f"{part} {precision}, llama.cpp" for precision in GGUF_OF for part in LLAMA_PARTS]
+MEASURES = [*BARS, "vision share of bf16 peak", *LLAMA_MEASURES]
 PAUSE_SECONDS = 0.05  # between the sides' turns
 LARGE_PX = 448
 
@@ -124,6 +129,24 @@ def contests(folders: Folders) -> Iterator[Contest]:
             yield Contest(("pg2ref", str(folder), precision), ("pg2ref", plain, BF16), parts)
 
 
+def llama_contests(folders: Folders, files: Sequence[Path]) -> Iterator[Contest]:
+    """Each GGUF file beside the folder whose weights are stored alike; its name says how: NAME.q8_0.gguf.
+
+    Raises:
+        click.UsageError: there is no such folder, or the name says nothing.
+    """
+    own = {"bf16": folders.plain, "int8": folders.int8, "int4": folders.int4}
+    for path in files:
+        kind = path.with_suffix("").suffix.removeprefix(".")
+        precision = next((precision for precision, stored in GGUF_OF.items() if stored == kind), None)
+        folder = own[precision] if precision else None
+        if folder is None:
+            expected = " or ".join(f"NAME.{GGUF_OF[name]}.gguf" for name, folder in own.items() if folder)
+            raise click.UsageError(f"{path}: expected {expected}, for which there is a folder of like weights")
+        parts = {f"{part} {precision}, llama.cpp": part for part in LLAMA_PARTS}
+        yield Contest(("pg2ref", str(folder), str(precision)), ("llama.cpp", str(path), kind), parts)
+
+
 def run_contest(contest: Contest, repeat: int, new_tokens: int, environment: Mapping[str, str]) -> Iterator[Row]:
     """A row a measure; the sides alternate part by part."""
     with ExitStack() as stack:
@@ -155,13 +178,12 @@ def whole_process(folder: Path, repeat: int, environment: Mapping[str, str]) -> 
         for repetition in range(-1, repeat):  # the first warms the caches
             say(f"whole process: repetition {repetition + 1} of {repeat}")
             for command, found in zip((own, peer), runs, strict=True):
-                started = time.perf_counter()
-                subprocess.run(command, env=environment, check=True, capture_output=True)
+                seconds = run(command, environment, watch=False).seconds
                 if repetition >= 0:
-                    found.append(1e3 * (time.perf_counter() - started))
+                    found.append(1e3 * seconds)
         yield Row("whole process", Side("pg2ref bf16", runs[0], "ms"), Side("Transformers bf16", runs[1], "ms"))
         say("anonymous memory")
-        peak = peak_anonymous_mb(own, environment)
+        peak = run(own, environment).peaks.anonymous / 1e6
         yield Row("anonymous memory", Side("pg2ref bf16", [peak], "MB"), note="peak, beside the mapped weight files")
 
 
@@ -171,25 +193,11 @@ def own_command(folder: Path, image: Path) -> list[str]:
     return [sys.executable, "-m", "pg2ref", "generate", *arguments]
 
 
-def peak_anonymous_mb(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """The most RssAnon of a process, by looking often (Linux)."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    peak, status = 0, Path(f"/proc/{process.pid}/status")
-    while process.poll() is None:
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        peak = max(peak, int(fields.get("RssAnon", "0 kB").split()[0]))
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    if process.returncode:
-        raise click.ClickException(f"{' '.join(command)} failed with {process.returncode}: see above")
-    return peak * 1024 / 1e6
-
-
 def shares(folder: Path, repeat: int, environment: Mapping[str, str]) -> Iterator[Row]:
     """`pg2ref bench`: how near to the machine's limits, measured in its own run."""
     say("shares of the machine's limits")
     command = [sys.executable, "-m", "pg2ref", "bench", "-m", str(folder), "--precision", BF16, "--json"]
-    done = subprocess.run([*command, "--repeat", str(repeat)], env=environment, check=True, stdout=subprocess.PIPE)
-    report = json.loads(done.stdout)
+    report = json.loads(run([*command, "--repeat", str(repeat)], environment, watch=False).stdout)
     for name, limit in (("vision", "bf16 peak"), ("prefill", "bf16 peak"), ("decode", "read bandwidth")):
         part, most = report["measures"][name], report["limits"]["read" if name == "decode" else BF16]
         runs = [100 * least / taken for least, taken in zip(part["limit_ms"], part["runs_ms"], strict=True)]
@@ -200,14 +208,19 @@ def shares(folder: Path, repeat: int, environment: Mapping[str, str]) -> Iterato
 
 
 def all_rows(
-    folders: Folders, wanted: Sequence[str], repeat: int, new_tokens: int, environment: Mapping[str, str]
+    folders: Folders,
+    files: Sequence[Path],
+    wanted: Sequence[str],
+    repeat: int,
+    new_tokens: int,
+    environment: Mapping[str, str],
 ) -> Iterator[Row]:
     """Every measure that is wanted and that the folders allow."""
 
     def is_wanted(measure: str) -> bool:
         return not wanted or measure in wanted
 
-    for contest in contests(folders):
+    for contest in (*contests(folders), *llama_contests(folders, files)):
         parts = {measure: part for measure, part in contest.parts.items() if is_wanted(measure)}
         if parts:
             yield from run_contest(contest._replace(parts=parts), repeat, new_tokens, environment)
@@ -241,6 +254,9 @@ def say(text: str) -> None:
 @click.option("--new-tokens", default=8, show_default=True, type=click.IntRange(1), help="Decoded in each repetition.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="Of each side.")
 @click.option("--measures", multiple=True, type=click.Choice(MEASURES), help="These only; may be repeated.")
+@click.option(
+    "--gguf", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="For llama.cpp."
+)
 @click.option("--bars", is_flag=True, help="Say of each measure whether it meets its bar.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Every run as JSON.")
 @click.option("--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Put the table there.")
@@ -250,6 +266,7 @@ def main(
     new_tokens: int,
     threads: int,
     measures: tuple[str, ...],
+    gguf: tuple[Path, ...],
     bars: bool,
     output: Path | None,
     readme: Path | None,
@@ -263,7 +280,7 @@ def main(
     environment = os.environ | {"OMP_NUM_THREADS": count, "NUMBA_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}
     rows = [
         row
-        for row in all_rows(folders, measures, repeat, new_tokens, environment)
+        for row in all_rows(folders, gguf, measures, repeat, new_tokens, environment)
         if not measures or row.measure in measures
     ]
     judged = BARS if bars else {}

@@ -93,7 +93,7 @@ def make_rungs(rows: int = ROWS, outputs: int = OUTPUTS, long_outputs: int = LON
         return lambda: kernel(values, matrix, out_TO) or [out_TO]
 
     def multiply(values: Array, matrix: Array, is_bf16: bool) -> Callable[[], list[Array]]:
-        return lambda: linear.multiply(values, [matrix], [None], is_bf16=is_bf16)
+        return lambda: linear.linear_each(values, [matrix], [None], is_bf16=is_bf16)
 
     here, long_bytes = "tools/kernel_ladder.py", int(long_OD.nbytes)
     return [
@@ -102,7 +102,7 @@ def make_rungs(rows: int = ROWS, outputs: int = OUTPUTS, long_outputs: int = LON
         Rung("four rows by four outputs", here, "f32", work, loop(blocked, x_TD, weight_OD)),
         Rung("register tile, float32", "panels.py", "f32", work, multiply(x_TD, weight_OD, False)),
         Rung("register tile, pairs of bf16", "panels.py", "bf16", work, multiply(x_TD, weight_OD, True)),
-        Rung("group tile, int8", "quantized.py", "int8", work, lambda: quantized.multiply(x_TD, [integers], [None])),
+        Rung("group tile, int8", "quantized.py", "int8", work, lambda: quantized.linear_each(x_TD, [integers], [None])),
         Rung("one row, three loops", here, "read", long_bytes, loop(any_order, one_TD, long_OD)),
         Rung("one row, float32", "few_rows.py", "read", long_bytes, multiply(one_TD, long_OD, False)),
         Rung("one row, pairs of bf16", "few_rows.py", "read", long_bytes, multiply(one_TD, long_OD, True)),

@@ -1,9 +1,9 @@
-"""Compares the layers of a published size with Transformers, without its 55 GB: one vision and two decoder layers.
+"""Compares the layers of a published size with Transformers, without its 55 GB: two layers a tower.
 
     python tools/parity_layers.py 28b-896 --tokens 4200
 
-A checkpoint with the size's own widths, heads, scales and window, but one vision layer, one sliding and one full
-decoder layer and a small vocabulary, gets seeded random weights; both libraries run it on an image and a text that
+A checkpoint with the size's own widths, heads, scales and window, but two layers a tower (the decoder's are a sliding
+and a full one) and a small vocabulary, gets seeded random weights; both libraries run it on an image and a text that
 together reach past the sliding window. The table is that of tools/parity_table.py. Needs the `parity` extra.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 import parity_table
 import random_checkpoint
 import transformers_stages
+from released_json import cut_config
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import load_checkpoint
@@ -23,22 +24,12 @@ from pg2ref.model.paligemma import PaliGemma
 from pg2ref.published import PUBLISHED
 from pg2ref.trace import Trace
 
-VOCABULARY = 1024
 ANSWER_TOKENS = 40  # the rest of the text is prompt
 
 
 def points(stage: str) -> bool:
     """Everything but the two stages that would not fit in memory several times over."""
     return not stage.endswith(("attention_weights", "gated_gelu"))
-
-
-def write_reduced(size: str, folder: Path, seed: int) -> None:
-    """The size's checkpoint with three layers and a small vocabulary."""
-    config = random_checkpoint.released_config(size)
-    config["text_config"] |= {"num_hidden_layers": 2, "vocab_size": VOCABULARY}
-    config["vision_config"] |= {"num_hidden_layers": 1}
-    config["image_token_index"] = VOCABULARY - 1
-    random_checkpoint.write_checkpoint(folder, config, seed=seed, tokenizer=False)
 
 
 def our_stages(folder: Path, dtype: type, pixel_values: Array, ids: list[int], prefix_length: int) -> dict[str, Array]:
@@ -59,13 +50,14 @@ def main(size: str, tokens: int, seed: int) -> None:
     """Write the reduced checkpoint, run both, print."""
     vision = PUBLISHED[size].vision
     rng = np.random.default_rng(seed)
-    ids = [VOCABULARY - 1] * vision.num_image_tokens
-    ids += rng.integers(2, VOCABULARY - 1, tokens - len(ids)).tolist()
+    config = cut_config(size)
+    ids = [config["image_token_index"]] * vision.num_image_tokens
+    ids += rng.integers(2, config["image_token_index"], tokens - len(ids)).tolist()
     pixel_values = rng.uniform(-1, 1, (1, 3, vision.image_size, vision.image_size)).astype(np.float32)
     prefix_length = tokens - ANSWER_TOKENS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_reduced(size, folder, seed)
+        random_checkpoint.write_checkpoint(folder, config, seed=seed, tokenizer=False)
         model = transformers_stages.load_model(folder)
         theirs = transformers_stages.record(model, pixel_values, ids, prefix_length, points)
         del model

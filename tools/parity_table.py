@@ -18,6 +18,7 @@ import transformers_stages
 
 import pg2ref
 from pg2ref.arrays import Array
+from pg2ref.parity.difference import measure
 
 
 class Row(NamedTuple):
@@ -36,21 +37,11 @@ def compare(truth: Mapping[str, Array], ours: Mapping[str, Array], theirs: Mappi
     """A row for each stage, in the order of computation."""
     rows = []
     for stage, exact in truth.items():
-        a = ours[stage].astype(np.float64)
-        b = theirs[stage].reshape(exact.shape) if not stage.startswith("logits") else theirs[stage][-len(exact) :]
-        b = b.astype(np.float64)
-        norm = np.linalg.norm(exact)
-        rows.append(
-            Row(
-                stage,
-                float(np.linalg.norm(a - exact) / norm),
-                float(np.linalg.norm(b - exact) / norm),
-                float(np.abs(a - exact).max()),
-                float(np.abs(b - exact).max()),
-                float(np.abs(a - b).max()),
-                float(np.abs(exact).max()),
-            )
-        )
+        rows_of_theirs = theirs[stage][-len(exact) :] if stage.startswith("logits") else theirs[stage]
+        a, b = measure(exact, ours[stage]), measure(exact, rows_of_theirs)
+        between = measure(ours[stage], rows_of_theirs)
+        largest = float(np.abs(exact).max())
+        rows.append(Row(stage, a.nrmse, b.nrmse, a.max_abs, b.max_abs, between.max_abs, largest))
     return rows
 
 

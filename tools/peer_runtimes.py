@@ -1,6 +1,6 @@
 """The runtimes that tools/bench_peers.py compares, each in a process of its own that waits on a pipe.
 
-    python tools/peer_runtimes.py RUNTIME FOLDER PRECISION NEW_TOKENS
+    python tools/peer_runtimes.py RUNTIME FOLDER PRECISION NEW_TOKENS     (llama.cpp takes a GGUF file for FOLDER)
 
 A request is a line on stdin, the name of a part; the answer is a line on stdout, seconds of one pass.
 Two thread pools in one process spin against each other, so each side has a process, and while one computes the other
@@ -109,7 +109,18 @@ class Transformers:
         return f"text eager, vision {fastest}"
 
 
-RUNTIMES: Mapping[str, Callable[[Path, str, int], Runtime]] = {"pg2ref": Pg2ref, "transformers": Transformers}
+def llama_cpp(path: Path, precision: str, new_tokens: int) -> Runtime:
+    """The decoder alone, of a GGUF file."""
+    from llama_cpp_runtime import LlamaCpp
+
+    return LlamaCpp(path, precision, new_tokens)
+
+
+RUNTIMES: Mapping[str, Callable[[Path, str, int], Runtime]] = {
+    "pg2ref": Pg2ref,
+    "transformers": Transformers,
+    "llama.cpp": llama_cpp,
+}
 
 
 class Server:

@@ -13,7 +13,7 @@ keyed by the seed and its name: the same values whatever the shards.
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pg2ref.checkpoint.safetensors_writer import Planned, write_shards
 from pg2ref.checkpoint.tensor_table import expected_shapes
 from pg2ref.config import parse_config
 from pg2ref.published import PUBLISHED
-from pg2ref.quantized import BLOCK, GROUP, HIGHEST, LOWEST, WORD, ZERO
+from pg2ref.quantized import BLOCK_OUTPUTS, GROUP, HIGHEST, LOWEST, WORD, ZERO
 
 LOC_AND_SEG = 1024 + 128
 CHUNK = 1 << 24
@@ -82,7 +82,7 @@ def random_matrix(name: str, shape: tuple[int, ...], plan: Plan, seed: int) -> I
         scales = unit * np.exp(0.15 * rng.standard_normal((count, -(-shape[1] // GROUP), lanes), np.float32))
         if bits == 4:
             scales *= rng.choice(np.array([-1, 1], np.float32), scales.shape)
-        if shape[0] % BLOCK or shape[1] % GROUP:
+        if shape[0] % BLOCK_OUTPUTS or shape[1] % GROUP:
             fill_up(codes, scales, shape, bits, first)
         yield codes_name, codes
         yield scales_name, f32_to_bf16(scales)
@@ -141,10 +141,11 @@ def write_checkpoint(
     tokenizer: bool = True,
     to: str | None = None,
     vision: str = "bf16",
+    numbers: Callable[[str, tuple[int, ...], int], Iterator[Array]] = random_numbers,
 ) -> None:
     """Write config, weights, preprocessor and, where asked, a tokenizer of the model's vocabulary.
 
-    `to` and `vision` as in checkpoint/quantize.py; without `to` all weights are bf16.
+    `to` and `vision` as in checkpoint/quantize.py; without `to` all weights are bf16. `numbers` draws plain ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = parse_config(config_json)
@@ -163,7 +164,7 @@ def write_checkpoint(
 
     def parts(name: str) -> Iterator[tuple[str, Array]]:
         if plans[name].bits is None:
-            return ((name, bits) for bits in random_numbers(name, shapes[name], seed))
+            return ((name, bits) for bits in numbers(name, shapes[name], seed))
         return random_matrix(name, shapes[name], plans[name], seed)
 
     write_shards(folder, {name: plan.stored for name, plan in plans.items()}, parts, max_shard_bytes)

@@ -95,6 +95,16 @@ def released_config(size: str) -> dict[str, Any]:
     }
 
 
+def cut_config(size: str) -> dict[str, Any]:
+    """config.json of a size's own widths, heads, scales and window, but two layers a tower and the small vocabulary."""
+    config = released_config(size)
+    if size == "small":
+        return config
+    config["text_config"] |= {"num_hidden_layers": 2, "vocab_size": SMALL["text_config"]["vocab_size"]}
+    config["vision_config"] |= {"num_hidden_layers": 2}
+    return config | {"image_token_index": SMALL["image_token_index"], "num_hidden_layers": 2}
+
+
 def preprocessor_config(config: PaliGemmaConfig) -> dict[str, Any]:
     """preprocessor_config.json as released."""
     side = config.vision.image_size

@@ -3,56 +3,17 @@
     python tools/size_report.py /data/random-28b-int4 tests/data/scene.png -n 8
     python tools/size_report.py /data/random-3b-224 photo.jpg --json -- --precision f32
 
-Runs `pg2ref generate` and samples /proc (Linux). Mapped pages of the weights are shared with other processes and given
-back when the system needs them; anonymous memory is the process's alone. What stands behind `--` goes to `generate`.
+Runs `pg2ref generate` and looks at its memory meanwhile (tools/watched_process.py says what the kinds of memory mean).
+What stands behind `--` goes to `generate`.
 """
 
 import json
-import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
-
-SECONDS_BETWEEN = 0.005
-FIELDS = {"RssAnon": "anonymous", "RssFile": "mapped", "VmRSS": "resident"}
-
-
-@dataclass
-class Peaks:
-    """Largest values seen, in bytes; each at its own moment."""
-
-    anonymous: int = 0
-    mapped: int = 0
-    resident: int = 0
-
-    def sample(self, pid: int) -> None:
-        """Look once."""
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name in FIELDS:  # a process that has ended has none
-                size = int(value.split()[0]) << 10
-                setattr(self, FIELDS[name], max(size, getattr(self, FIELDS[name])))
-
-
-def run(arguments: list[str]) -> tuple[dict[str, Any], Peaks, float]:
-    """Run `pg2ref generate`: its JSON, its peaks, and the seconds of the whole process."""
-    peaks, started = Peaks(), time.perf_counter()
-    with tempfile.TemporaryFile("w+") as out:
-        command = [sys.executable, "-m", "pg2ref", "generate", *arguments, "--json", "--quiet"]
-        process = subprocess.Popen(command, stdout=out)
-        while process.poll() is None:
-            peaks.sample(process.pid)
-            time.sleep(SECONDS_BETWEEN)
-        seconds = time.perf_counter() - started
-        if process.returncode:
-            sys.exit(process.returncode)
-        out.seek(0)
-        return json.load(out), peaks, seconds
+from watched_process import run
 
 
 @click.command(help=__doc__, context_settings={"ignore_unknown_options": True})
@@ -65,7 +26,8 @@ def run(arguments: list[str]) -> tuple[dict[str, Any], Peaks, float]:
 def main(folder: Path, image: str, more: tuple[str, ...], prompt: str, max_new_tokens: int, as_json: bool) -> None:
     """Run, then print."""
     arguments = [image, "-m", str(folder), "-p", prompt, "-n", str(max_new_tokens), *more]
-    result, peaks, seconds = run(arguments)
+    out, seconds, peaks = run([sys.executable, "-m", "pg2ref", "generate", *arguments, "--json", "--quiet"])
+    result = json.loads(out)
     model, timing, tokens = result["model"], result["timing"], len(result["tokens"])
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if as_json:

@@ -17,9 +17,15 @@ from transformers.models.gemma2 import modeling_gemma2
 Stages = dict[str, np.ndarray]
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PaliGemmaForConditionalGeneration:
-    """The folder's model in eager attention, the only one that applies the soft caps and shows its weights."""
-    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, vision_attention: str = "eager"
+) -> PaliGemmaForConditionalGeneration:
+    """The folder's model in eager attention, the only one that applies the soft caps and shows its weights.
+
+    Transformers' default for the vision tower is `sdpa`, which rounds otherwise in bf16.
+    """
+    attention = {"text_config": "eager", "vision_config": vision_attention}
+    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     return model.eval()
 
 
@@ -30,13 +36,29 @@ def record(
     prefix_length: int,
     wanted: Callable[[str], bool] = lambda stage: True,
 ) -> Stages:
-    """All stages of one forward pass; `pixel_values` is (images, C, Y, X), the rows from `prefix_length` are suffix."""
+    """All stages of one forward pass, in float32."""
     stages: Stages = {}
 
     def keep(stage: str, value: torch.Tensor) -> None:
         if wanted(stage):
             stages[stage] = value.detach().float().numpy().copy()
 
+    run(model, pixel_values, input_ids, prefix_length, keep)
+    return stages
+
+
+def run(
+    model: PaliGemmaForConditionalGeneration,
+    pixel_values: np.ndarray,
+    input_ids: Sequence[int],
+    prefix_length: int,
+    keep: Callable[[str, torch.Tensor], None],
+    logits_to_keep: int = 0,
+) -> torch.Tensor:
+    """One forward pass that shows each stage to `keep`; the logits of the last rows, or of all (0).
+
+    `pixel_values` is (images, C, Y, X), the rows from `prefix_length` are suffix.
+    """
     ids = torch.tensor([list(input_ids)])
     types = (torch.arange(ids.shape[1]) >= prefix_length).long()[None]
     with torch.no_grad(), hooks(model, keep):
@@ -46,9 +68,10 @@ def record(
             token_type_ids=types,
             attention_mask=torch.ones_like(ids),
             use_cache=False,  # nothing is read later, and its cache fails where sliding_window is null
+            logits_to_keep=logits_to_keep,
         )
     keep("logits", output.logits[0])
-    return stages
+    return output.logits[0]
 
 
 def generate(
@@ -82,9 +105,9 @@ def hooks(model: PaliGemmaForConditionalGeneration, keep: Callable[[str, torch.T
         vision_config = model.config.vision_config
         heads = vision_config.num_attention_heads
 
-        def each_image(stage: str) -> Callable[[torch.Tensor], None]:
-            def keep_images(value: torch.Tensor) -> None:
-                for index, one in enumerate(value):
+        def each_image(stage: str) -> Callable[[torch.Tensor | None], None]:
+            def keep_images(value: torch.Tensor | None) -> None:
+                for index, one in enumerate(() if value is None else value):  # sdpa has no weights to show
                     keep(stage if index == 0 else f"image_{index}/{stage}", one)
 
             return keep_images

@@ -36,14 +36,6 @@ def add_turn(e: Emitter, w: Any, x: Any, odd: Any, offset: Any, sums: Any, *, bf
         builder.store(value, total)
 
 
-def add_up(e: Emitter, sums: Any) -> Any:
-    """The sum of RUN sums, always in the same order."""
-    mine = [e.builder.load(total) for total in sums]
-    while len(mine) > 1:
-        mine = [e.builder.fadd(a, b) for a, b in zip(mine[::2], mine[1::2], strict=True)]
-    return e.total(mine[0])
-
-
 def make_dots(cpu: Cpu, rows: int, *, bf16_inputs: bool) -> Any:
     """`dots(w, turns, x, x_stride, odd, out, out_stride)`: out[r] = sum over k of w[k] * x[r, k].
 
@@ -64,7 +56,7 @@ def make_dots(cpu: Cpu, rows: int, *, bf16_inputs: bool) -> Any:
             for r, row in enumerate(x_rows):
                 add_turn(e, w, row, odd, offset, sums[r * RUN : (r + 1) * RUN], bf16_inputs=bf16_inputs)
         for r, place in enumerate(e.rows(out, out_stride, rows)):
-            e.store(add_up(e, sums[r * RUN : (r + 1) * RUN]), place)
+            e.store(e.total_of(sums[r * RUN : (r + 1) * RUN]), place)
         return _context.get_dummy_value()
 
     @intrinsic
@@ -78,7 +70,8 @@ def make_long_dots(cpu: Cpu, *, bf16_inputs: bool) -> Any:
     """`dots(w, w_stride, stretches, x, odd, out)`: LONG_ROWS stored rows times one row of inputs, in stretches.
 
     Inputs longer than the first cache are thrown out of it by the row that passes through; a stretch is short enough
-    to stay until the last of the rows has used it. The sums and their order are those of `make_dots`.
+    to stay until the last of the rows has used it. The sums and their order are those of `make_dots`. Where registers
+    hold the sums of one row only, those of the others lie in memory for a stretch.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -95,7 +88,7 @@ def make_long_dots(cpu: Cpu, *, bf16_inputs: bool) -> Any:
                     offset = builder.add(begin, builder.mul(turn.index, I64(RUN * 4 * LANES)))
                     add_turn(e, row, x, odd, offset, mine, bf16_inputs=bf16_inputs)
         for r, mine in enumerate(sums):
-            e.store(add_up(e, mine), e.address(out, 4 * r))
+            e.store(e.total_of(mine), e.address(out, 4 * r))
         return _context.get_dummy_value()
 
     @intrinsic

@@ -23,52 +23,60 @@ GROUP = 32  # inputs that share a scale
 WORDS = GROUP // 4
 
 
-def make_group_tile(cpu: Cpu, bits: int, rows: int) -> Any:
-    """`tile(x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh)`.
+def make_group_tile(cpu: Cpu, rows: int) -> Any:
+    """`tile(x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh, bits)`.
 
     Addresses, and strides in bytes; `g_stride` is that of a row's scales and corrections. As in tile.py each output is
     one chain of additions, whatever the blocking.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh = arguments
+        x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh, bits = arguments
         e = Emitter(builder, cpu, LANES)
-        sums, totals = e.variables(rows), e.variables(rows, e.integers)
-        x_rows, places = e.rows(x, x_stride, rows), e.rows(out, out_stride, rows)
-        scale_rows, correction_rows = e.rows(x_scales, g_stride, rows), e.rows(corrections, g_stride, rows)
-        with builder.if_else(builder.icmp_signed("!=", fresh, I64(0))) as (start, resume):
-            with start:
-                for total in sums:
-                    builder.store(e.number(0.0), total)
-            with resume:
-                for total, place in zip(sums, places, strict=True):
-                    builder.store(e.load(place, e.vector), total)
-        with cgutils.for_range(builder, groups) as loop:
-            of_group = builder.mul(loop.index, I64(4))
-            for total, row in zip(totals, correction_rows, strict=True):
-                builder.store(e.splat(e.load(e.address(row, of_group), I32)), total)
-            words = group_words(e, e.address(codes, builder.mul(loop.index, I64(GROUP * LANES * bits // 8))), bits)
-            offset = builder.mul(loop.index, I64(GROUP))
-            for k, weights in enumerate(words):
-                parts = INT8_QUADS.parts(e, weights, signed=False)
-                for total, row in zip(totals, x_rows, strict=True):
-                    inputs = INT8_QUADS.parts(e, e.splat(e.load(e.address(row, offset, 4 * k), I32)))
-                    builder.store(INT8_QUADS.add(e, builder.load(total), parts, inputs), total)
-            stored = e.load(e.address(scales, builder.mul(loop.index, I64(2 * LANES))), ir.VectorType(I16, LANES))
-            weight_scale = e.widen(stored)
-            for total, group_total, row in zip(sums, totals, scale_rows, strict=True):
-                product = builder.fmul(builder.sitofp(builder.load(group_total), e.vector), weight_scale)
-                x_scale = e.splat(e.load(e.address(row, of_group), F32))
-                builder.store(e.multiply_add(product, x_scale, builder.load(total)), total)
+        sums, places = e.variables(rows), e.rows(out, out_stride, rows)
+        e.start_sums(sums, places, fresh)
+        inputs = [e.rows(base, stride, rows) for base, stride in ((x, x_stride), (corrections, g_stride))]
+        scale_rows = e.rows(x_scales, g_stride, rows)
+        with builder.if_else(builder.icmp_signed("==", bits, I64(8))) as branches:
+            for branch, size in zip(branches, (8, 4), strict=True):
+                with branch, cgutils.for_range(builder, groups) as loop:
+                    place = e.address(codes, builder.mul(loop.index, I64(GROUP * LANES * size // 8)))
+                    products = group_products(e, group_words(e, place, size), *inputs, loop.index)
+                    place = e.address(scales, builder.mul(loop.index, I64(2 * LANES)))
+                    weight_scale = e.widen(e.load(place, ir.VectorType(I16, LANES)))
+                    add_scaled(e, sums, products, weight_scale, scale_rows, loop.index)
         for total, place in zip(sums, places, strict=True):
             e.store(builder.load(total), place)
         return _context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh):  # type: ignore[no-untyped-def]
-        return types.void(*[types.int64] * 11), emit
+    def tile(typing, x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
+        return types.void(*[types.int64] * 12), emit
 
     return tile
+
+
+def group_products(e: Emitter, words: Any, x_rows: list[Any], correction_rows: list[Any], group: Any) -> list[Any]:
+    """The integer sums of one group, of each row."""
+    builder, totals = e.builder, e.variables(len(x_rows), e.integers)
+    for total, row in zip(totals, correction_rows, strict=True):
+        builder.store(e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32)), total)
+    offset = builder.mul(group, I64(GROUP))
+    for k, weights in enumerate(words):
+        parts = INT8_QUADS.parts(e, weights, signed=False)
+        for total, row in zip(totals, x_rows, strict=True):
+            inputs = INT8_QUADS.parts(e, e.splat(e.load(e.address(row, offset, 4 * k), I32)))
+            builder.store(INT8_QUADS.add(e, builder.load(total), parts, inputs), total)
+    return [builder.load(total) for total in totals]
+
+
+def add_scaled(e: Emitter, sums: Any, products: Any, weight_scale: Any, scale_rows: Any, group: Any) -> None:
+    """Add a group's integer sums times its two scales."""
+    builder = e.builder
+    for total, product, row in zip(sums, products, scale_rows, strict=True):
+        scaled = e.multiply(builder.sitofp(product, e.vector), weight_scale)
+        x_scale = e.splat(e.load(e.address(row, builder.mul(group, I64(4))), F32))
+        builder.store(e.multiply_add(scaled, x_scale, builder.load(total)), total)
 
 
 def group_words(e: Emitter, codes: Any, bits: int) -> Any:

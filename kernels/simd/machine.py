@@ -25,30 +25,47 @@ def take(typing, counter):  # type: ignore[no-untyped-def]
     return types.int64(types.int64), emit
 
 
+def control_instruction(builder: Any, name: str, place: Any) -> None:
+    """STMXCSR or LDMXCSR: this thread's MXCSR, the register that says how floats are rounded, to or from a place."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer()])
+    instruction = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}")
+    builder.call(instruction, [builder.bitcast(place, I8.as_pointer())])
+
+
 @intrinsic
 def flush_denormals(typing, on):  # type: ignore[no-untyped-def]
-    """Set or clear FLUSH in this thread; elsewhere than on x86 nothing is done.
+    """Set or clear FLUSH in this thread; what MXCSR held before, for `restore_control`. Only x86 has it.
 
-    VDPBF16PS always flushes, so the instructions that stand in for it must.
+    VDPBF16PS always flushes, so the instructions that stand in for it must, and others must not, whatever the caller
+    has chosen for itself.
     """
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if not IS_X86:
+            return I32(0)
+        place = cgutils.alloca_once(builder, I32)
+        control_instruction(builder, "stmxcsr", place)
+        before = builder.load(place)
+        set_, cleared = builder.or_(before, I32(FLUSH)), builder.and_(before, I32(~FLUSH & 0xFFFFFFFF))
+        builder.store(builder.select(builder.icmp_signed("!=", arguments[0], I64(0)), set_, cleared), place)
+        control_instruction(builder, "ldmxcsr", place)
+        return before
+
+    return types.int32(types.int64), emit
+
+
+@intrinsic
+def restore_control(typing, control):  # type: ignore[no-untyped-def]
+    """Give this thread its MXCSR back, as `flush_denormals` found it."""
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         if IS_X86:
             place = cgutils.alloca_once(builder, I32)
-            pointer = builder.bitcast(place, I8.as_pointer())
-            kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer()])
-            read, write = (
-                cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}")
-                for name in ("stmxcsr", "ldmxcsr")
-            )
-            builder.call(read, [pointer])
-            control = builder.load(place)
-            set_, cleared = builder.or_(control, I32(FLUSH)), builder.and_(control, I32(~FLUSH & 0xFFFFFFFF))
-            builder.store(builder.select(builder.icmp_signed("!=", arguments[0], I64(0)), set_, cleared), place)
-            builder.call(write, [pointer])
+            builder.store(arguments[0], place)
+            control_instruction(builder, "ldmxcsr", place)
         return _context.get_dummy_value()
 
-    return types.void(types.int64), emit
+    return types.void(types.int32), emit
 
 
 @intrinsic

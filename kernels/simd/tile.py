@@ -33,13 +33,7 @@ def make_tile(cpu: Cpu, product: Product, rows: int) -> Any:
         sums = e.variables(rows * VECTORS)
         x_rows = e.rows(x, x_stride, rows)
         places = [e.address(row, v * width) for row in e.rows(out, out_stride, rows) for v in range(VECTORS)]
-        with builder.if_else(builder.icmp_signed("!=", fresh, I64(0))) as (start, resume):
-            with start:
-                for total in sums:
-                    builder.store(e.number(0.0), total)
-            with resume:
-                for total, place in zip(sums, places, strict=True):
-                    builder.store(e.load(place, e.vector), total)
+        e.start_sums(sums, places, fresh)
         with cgutils.for_range(builder, steps) as loop:
             outputs = e.address(panel, builder.mul(loop.index, panel_stride))
             stored = ir.VectorType(product.word, cpu.lanes)

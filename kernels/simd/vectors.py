@@ -5,7 +5,6 @@ others are added to. The functions of this folder make an `@intrinsic` each: cal
 (int64), it becomes a loop with a fixed number of vectors, all of them in registers.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,7 +14,10 @@ from pg2ref.kernels.simd.cpu import Cpu
 
 F64, F32 = ir.DoubleType(), ir.FloatType()
 I64, I32, I16, I8 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
-Emit = Callable[..., Any]
+
+# Numba gives an instruction without flags those of its function, `reassoc` too, and LLVM then adds up in the order that
+# suits the processor. This one means something to divisions alone.
+AS_WRITTEN = ("arcp",)
 
 
 class Emitter:
@@ -66,6 +68,18 @@ class Emitter:
         kind = ir.FunctionType(arguments[0].type, [argument.type for argument in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
+    def add(self, a: Any, b: Any) -> Any:
+        """A + b, in the order that is written."""
+        return self.builder.fadd(a, b, flags=AS_WRITTEN)
+
+    def subtract(self, a: Any, b: Any) -> Any:
+        """A - b."""
+        return self.builder.fsub(a, b, flags=AS_WRITTEN)
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        """A * b, rounded before anything is added to it."""
+        return self.builder.fmul(a, b, flags=AS_WRITTEN)
+
     def multiply_add(self, a: Any, b: Any, total: Any) -> Any:
         """A * b + total: one rounding where the processor fuses it, two where it does not."""
         return self.call(f"llvm.{'fma' if self.cpu.fused else 'fmuladd'}.v{self.lanes}f32", a, b, total)
@@ -79,7 +93,7 @@ class Emitter:
         """
         doubles = ir.VectorType(F64, self.lanes)
         a, b, total = (self.builder.fpext(value, doubles) for value in (a, b, total))
-        return self.builder.fptrunc(self.builder.fadd(self.builder.fmul(a, b), total), self.vector)
+        return self.builder.fptrunc(self.add(self.multiply(a, b), total), self.vector)
 
     def widen(self, bits: Any) -> Any:
         """bf16 bits (a vector of int16) as float32: the upper half of the word."""
@@ -93,13 +107,30 @@ class Emitter:
 
     def total(self, vector: Any) -> Any:
         """The sum of the lanes, folded in halves: always in the same order."""
-        lanes, undefined = self.lanes, ir.Constant(self.vector, ir.Undefined)
+        lanes, undefined = self.lanes, ir.Constant(vector.type, ir.Undefined)
         while lanes > 1:
             lanes //= 2
             order = [lane + lanes if lane < lanes else lane for lane in range(self.lanes)]
             other = self.builder.shuffle_vector(vector, undefined, ir.Constant(self.integers, order))
-            vector = self.builder.fadd(vector, other)
+            vector = self.add(vector, other)
         return self.builder.extract_element(vector, I32(0))
+
+    def start_sums(self, sums: list[Any], places: list[Any], fresh: Any) -> None:
+        """Let sums begin at 0 where the int64 `fresh` is not, else at what lies at their places."""
+        with self.builder.if_else(self.builder.icmp_signed("!=", fresh, I64(0))) as (start, resume):
+            with start:
+                for total in sums:
+                    self.builder.store(self.number(0.0), total)
+            with resume:
+                for total, place in zip(sums, places, strict=True):
+                    self.builder.store(self.load(place, self.vector), total)
+
+    def total_of(self, variables: list[Any]) -> Any:
+        """The sum of the lanes of some variables, as many as a power of two, always in the same order."""
+        vectors = [self.builder.load(variable) for variable in variables]
+        while len(vectors) > 1:
+            vectors = [self.add(a, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        return self.total(vectors[0])
 
     def variables(self, count: int, kind: Any = None) -> list[Any]:
         """Variables that hold a vector; LLVM keeps them in registers."""

@@ -39,7 +39,7 @@ class Machine:
         anonymous_W = np.full(READ_BYTES // 4, 1, np.uint32)  # written, or all pages would be one page of zeros
         self._words = {"read": anonymous_W} | ({} if mapped_W is None else {"mapped": mapped_W})
         self.rates: dict[str, list[float]] = {name: [] for name in (*self._words, *ARITHMETIC)}
-        self._emulated = {kind: self._kernels.multiply(kind, 1).is_emulated for kind in ARITHMETIC}
+        self._emulated = {kind: self._kernels.multiply_repeatedly(kind, 1).is_emulated for kind in ARITHMETIC}
         for words_W in self._words.values():
             self._kernels.read(words_W)
 
@@ -49,7 +49,7 @@ class Machine:
         if name in self._words:
             amount = self._kernels.read(self._words[name])
         else:
-            amount = self._kernels.multiply(name, MULTIPLY_TURNS).operations
+            amount = self._kernels.multiply_repeatedly(name, MULTIPLY_TURNS).operations
         rate = amount / (time.perf_counter() - started)
         self.rates[name].append(rate)
         return rate

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pg2ref.arrays import Array
-from pg2ref.checkpoint.safetensors_file import DTYPES, STORED_NAMES, brief, parse_json_object
+from pg2ref.checkpoint.safetensors_file import DTYPES, STORED_NAMES, parse_json_object
 from pg2ref.checkpoint.shards import MAX_INDEX_BYTES, name_some
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, brief
 from pg2ref.quantized import GROUP, ZERO, QuantizedMatrix, Weight, stored_shapes
 
 MANIFEST_NAME = "quantization.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pg2ref.config import PaliGemmaConfig, read_json_object
-from pg2ref.errors import ConfigError
+from pg2ref.errors import ConfigError, brief
 
 BICUBIC = 3  # Pillow's number
 HALF = [0.5, 0.5, 0.5]
@@ -42,9 +42,9 @@ def _check(fields: Any, config: PaliGemmaConfig, where: str) -> None:
     for name, values in expected.items():
         if fields.get(name) is not None and fields[name] not in values:
             raise ConfigError(
-                f"{where}: {name} is {fields[name]!r}, expected {values[0]!r}: pg2ref prepares images as the "
+                f"{where}: {name} is {brief(fields[name])}, expected {values[0]!r}: pg2ref prepares images as the "
                 "released checkpoints do, and this one was trained otherwise or its files are mixed up"
             )
     factor = fields.get("rescale_factor")
     if factor is not None and factor != 1 / 255:
-        raise ConfigError(f"{where}: rescale_factor is {factor!r}, expected 1/255")
+        raise ConfigError(f"{where}: rescale_factor is {brief(factor)}, expected 1/255")

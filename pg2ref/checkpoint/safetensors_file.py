@@ -17,7 +17,6 @@ import json
 import math
 import mmap
 import os
-import reprlib
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, brief
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit (safetensors README)
@@ -50,9 +49,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 STORED_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = 120
-
 
 class TensorFile(NamedTuple):
     """One safetensors file; `tensors` are read-only views of its memory map, in the order of their bytes."""
@@ -70,11 +66,6 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-def brief(value: object) -> str:
-    """A value out of a foreign file, escaped and cut short, for a message of one line."""
-    return _BRIEF.repr(value)
 
 
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:

@@ -33,12 +33,12 @@ class Planned(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def lay_out(planned: Mapping[str, Planned]) -> tuple[bytes, dict[str, int]]:
+def lay_out(planned: Mapping[str, Planned], metadata: Mapping[str, str] = METADATA) -> tuple[bytes, dict[str, int]]:
     """The start of a file, length and header, and where in the file each tensor begins.
 
     Tensors of whole cache lines come first, so that all of them begin at one.
     """
-    header: dict[str, Any] = {"__metadata__": METADATA}
+    header: dict[str, Any] = {"__metadata__": metadata}
     position = 0
     for name in sorted(planned, key=lambda name: planned[name].nbytes % ALIGNMENT != 0):
         dtype, shape = planned[name]
@@ -52,13 +52,15 @@ def lay_out(planned: Mapping[str, Planned]) -> tuple[bytes, dict[str, int]]:
 
 
 @contextmanager
-def new_tensor_file(path: Path, planned: Mapping[str, Planned]) -> Iterator[Callable[[str, Array], None]]:
+def new_tensor_file(
+    path: Path, planned: Mapping[str, Planned], metadata: Mapping[str, str] = METADATA
+) -> Iterator[Callable[[str, Array], None]]:
     """A safetensors file in the making: gives a function that writes the next numbers of a tensor.
 
     Parts of different tensors may come in any order; in the end each must have come whole. The file bears a name that
     no reader looks for until then, so one that is there is whole. An OSError says what the file system refuses.
     """
-    start, positions = lay_out(planned)
+    start, positions = lay_out(planned, metadata)
     ends = {name: positions[name] + planned[name].nbytes for name in planned}
     unfinished = path.with_name(path.name + ".part")
     try:

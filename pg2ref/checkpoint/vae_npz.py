@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.checkpoint.safetensors_file import brief
-from pg2ref.errors import CheckpointError
+from pg2ref.checkpoint.npy_header import read_npy_header
+from pg2ref.errors import CheckpointError, brief
 from pg2ref.model.vqvae import Convolution, MaskDecoder, ResidualBlock
 
 VAE_NAME = "vae-oid.npz"
@@ -31,7 +31,7 @@ NUM_CODE_VALUES = 128
 MOST_WIDTH = 1024
 MOST_FILE_BYTES = 256 * 2**20
 MOST_MEMBERS = 4096
-DTYPES = tuple(np.dtype(name) for name in ("<f2", "<f4", "<f8"))
+DTYPES = ("<f2", "<f4", "<f8")
 
 
 class _Archive(NamedTuple):
@@ -102,17 +102,17 @@ def _read(archive: _Archive, name: str, shape: tuple[int | None, ...]) -> Array:
     if name not in archive.members:
         raise CheckpointError(f"{at} is missing: expected the layout of big_vision's {VAE_NAME}")
     with archive.file.open(archive.members[name]) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):  # later ones are for headers of more than 64 kB
-            raise CheckpointError(f"{at}: expected an .npy member of version 1.0, got {version}")
-        stored_shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        descr, fortran_order, stored_shape = read_npy_header(stream, at)
         fits = len(stored_shape) == len(shape) and all(
             1 <= size <= MOST_WIDTH if wanted is None else size == wanted
             for size, wanted in zip(stored_shape, shape, strict=True)
         )
-        if not fits or dtype not in DTYPES:
+        if not fits or descr not in DTYPES:
             expected = ", ".join("width" if size is None else str(size) for size in shape)
-            raise CheckpointError(f"{at}: expected floats of shape ({expected}), got {dtype} {brief(stored_shape)}")
+            raise CheckpointError(
+                f"{at}: expected {' or '.join(DTYPES)} of shape ({expected}), got {brief(descr)} {brief(stored_shape)}"
+            )
+        dtype = np.dtype(descr)
         nbytes = math.prod(stored_shape) * dtype.itemsize
         content = stream.read(nbytes + 1)
     if len(content) != nbytes:

@@ -4,20 +4,12 @@ from typing import Any
 
 import click
 
-from pg2ref.cli.objects import find, object_options
-from pg2ref.cli.options import computation_options, json_option, model_option
+from pg2ref.cli.objects import find, find_options
 
 
 @click.command("detect", short_help="Where things are in an image: a line an object.")
-@click.argument("image")
-@click.argument("what", nargs=-1, required=True, metavar="WORDS...")
-@model_option
-@click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
-@object_options
-@computation_options
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
-def command(image: str, what: tuple[str, ...], **options: Any) -> None:
+@find_options
+def command(**options: Any) -> None:
     """Find things in an image, each named by one WORDS; `-` reads the image from stdin.
 
     Printed is a line an object: label, left, upper, right and lower edge in pixels, score, with tabs between them. The
@@ -27,4 +19,4 @@ def command(image: str, what: tuple[str, ...], **options: Any) -> None:
     pg2ref detect photo.jpg cat "red car" -m ./paligemma2-3b-mix-224 --overlay boxes.png
     pg2ref detect photo.jpg cat -m google/paligemma2-3b-mix-224 --json
     """
-    find("detect", image, what, **options)
+    find("detect", **options)

@@ -8,13 +8,22 @@ import click
 from pg2ref.cli.answers import describe, describe_time, print_tokens
 from pg2ref.cli.drawn_scene import answer_about_scene
 from pg2ref.cli.objects import check_pictures, object_options, say_what_is_wrong, write_pictures
-from pg2ref.cli.options import computation_options, json_option, model_option, open_model
+from pg2ref.cli.options import (
+    computation_options,
+    json_option,
+    length_option,
+    model_option,
+    open_model,
+    quiet_option,
+    sampling_options,
+)
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
 from pg2ref.errors import UsageError
 
 if TYPE_CHECKING:
     from pg2ref.api import Answer, Model
+    from pg2ref.inputs.image import Frame
 
 DEFAULT_PROMPT = "caption en"
 
@@ -23,15 +32,15 @@ DEFAULT_PROMPT = "caption en"
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @model_option
 @click.option("-p", "--prompt", help=f"The task, `{DEFAULT_PROMPT}` by default; `-` reads it from stdin.")
-@click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
-@click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn.")
-@click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50).")
-@click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability.")
+@length_option
+@sampling_options
+@click.option("--video", metavar="FILE", help="Instead of images: frames of a video file, or of a folder of images.")
+@click.option("--frames", type=int, metavar="N", help="How many frames of the video at most.  [default: 16]")
 @click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    help="Of the draws: the same seed, the same answer. Without an image, of the scene too.",
+    "--stride",
+    type=int,
+    metavar="N",
+    help="Take every Nth frame from the first on. Default: spread over all.",
 )
 @click.option(
     "--beams",
@@ -51,11 +60,14 @@ DEFAULT_PROMPT = "caption en"
 @computation_options
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was read and how long each phase took.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
+@quiet_option
 def command(
     images: tuple[str, ...],
     name: str | None,
     prompt: str | None,
+    video: str | None,
+    frames: int | None,
+    stride: int | None,
     no_cache: bool,
     precision: str | None,
     backend: str | None,
@@ -71,7 +83,10 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Answer a prompt about an image, or about several; `-` reads one image from stdin.
+    """Answer a prompt about an image, about several, or about a video; `-` reads one image from stdin.
+
+    Frames of a video are read as several images are. GIF, WebP, APNG, AVIF and folders of frames need nothing else,
+    other videos the `video` extra.
 
     Without an image, the built-in model answers about a synthetic scene: it is drawn into pg2ref-scene.png, captioned
     and searched, or asked what -p asks, and what was found is drawn into pg2ref-found.png.
@@ -82,11 +97,12 @@ def command(
     pg2ref generate photo.jpg -m ./paligemma2-3b-mix-224
     pg2ref generate photo.jpg -m google/paligemma2-3b-mix-224 -p "answer en how many cats?"
     pg2ref generate left.png right.png -m ./nlvr2 -p "answer en both show a dog" --json
+    pg2ref generate --video clip.mp4 --frames 16 --stride 30 -m ./activitynet -p "caption en"
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
     """
-    if not images and name is not None:
-        raise UsageError("no image given: name one; without -m too, the built-in model answers about a scene it draws")
     check_pictures(overlay, masks)
+    draws_scene = not images and (name, video, frames, stride) == (None, None, None, None)
+    pictures = [] if draws_scene else frames_of(video, frames, stride, bool(images))
     sources, asked = read_stdin(images, DEFAULT_PROMPT if prompt is None else prompt)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
     model = open_model(name, quiet=quiet, vae=vae, loc_scale=loc_scale, **computed)
@@ -100,10 +116,10 @@ def command(
         "quiet": quiet,
         "verbose": verbose,
     }
-    if images:
-        answer_about_images(model, sources, asked, options, **wanted)
-    else:
+    if draws_scene:
         answer_about_scene(model, None if prompt is None else asked, options, **wanted)
+    else:
+        answer_about_images(model, sources + pictures, asked, options, **wanted)
 
 
 def answer_about_images(
@@ -131,6 +147,19 @@ def answer_about_images(
         say_what_is_wrong(result, wants_objects=overlay is not None or masks is not None)
     if verbose:
         describe_time(result)
+
+
+def frames_of(video: str | None, frames: int | None, stride: int | None, has_images: bool) -> list["Frame"]:
+    """The frames that --video, --frames and --stride ask for; none without --video."""
+    if has_images == (video is not None):
+        raise UsageError("expected images, or --video FILE: one of them, or neither and no -m, to draw a scene")
+    if video is None:
+        if (frames, stride) != (None, None):
+            raise UsageError("--frames and --stride choose frames of a --video: there is none")
+        return []
+    from pg2ref.inputs.video import DEFAULT_FRAMES, read_frames
+
+    return read_frames(video, frames=DEFAULT_FRAMES if frames is None else frames, stride=stride)
 
 
 def print_answer(answer: "Answer", line: ProgressLine, as_json: bool, max_new_tokens: int, logprobs: int) -> None:

@@ -17,11 +17,18 @@ COMMANDS = {  # name -> module; one is imported when it is run, so that help is 
     "generate": "pg2ref.cli.generate",
     "detect": "pg2ref.cli.detect",
     "segment": "pg2ref.cli.segment",
+    "trace": "pg2ref.cli.trace",
+    "compare": "pg2ref.cli.compare",
+    "batch": "pg2ref.cli.batch",
+    "score": "pg2ref.cli.score",
     "inspect": "pg2ref.cli.inspect",
     "scene": "pg2ref.cli.scene",
     "tokenize": "pg2ref.cli.tokenize",
     "bench": "pg2ref.cli.bench",
     "quantize": "pg2ref.cli.quantize",
+    "break": "pg2ref.cli.museum",
+    "download": "pg2ref.cli.download",
+    "doctor": "pg2ref.cli.doctor",
 }
 INTERRUPTED = 130
 READER_GONE = 141  # 128 + SIGPIPE: whoever read our output has closed it
@@ -61,6 +68,7 @@ def group() -> None:
 
     \b
     pg2ref generate photo.jpg -p "caption en" -m google/paligemma2-3b-mix-224
+    pg2ref trace photo.jpg -m ./mix -o run.safetensors
     pg2ref inspect google/paligemma2-3b-mix-224
     pg2ref tokenize "detect cat ; dog" -m google/paligemma2-3b-mix-224
     pg2ref quantize -m google/paligemma2-3b-mix-224 -o ./mix-int8 --to int8

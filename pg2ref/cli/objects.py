@@ -2,14 +2,21 @@
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pg2ref.cli.files import check_writable, write_bytes
-from pg2ref.cli.options import open_model
+from pg2ref.cli.options import (
+    computation_options,
+    decorator_of,
+    json_option,
+    length_option,
+    model_option,
+    open_model,
+    quiet_option,
+)
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
 from pg2ref.errors import Pg2RefError, UsageError
@@ -18,31 +25,41 @@ from pg2ref.policy import LOC_SCALES
 if TYPE_CHECKING:
     from pg2ref.outputs.result import Result
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 MOST_NAME_CHARACTERS = 40
 
 
-def object_options(command: Command) -> Command:
-    """Pictures to write, and how locations and mask codes are read."""
-    options = [
-        click.option("--overlay", metavar="FILE", help="Write the image with boxes, masks and labels on it, as PNG."),
-        click.option(
-            "--masks", metavar="DIR", help="Write each object's mask, a black and white PNG, into this folder."
-        ),
-        click.option(
-            "--vae",
-            metavar="FILE",
-            help="The mask decoder, big_vision's vae-oid.npz. Default: the one in the model's folder.",
-        ),
-        click.option(
-            "--loc-scale",
-            type=click.Choice(LOC_SCALES),
-            help="The location that stands for the far edge. Default: 1023, as in training.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+# How locations and mask codes are read.
+reading_options = decorator_of(
+    click.option(
+        "--vae",
+        metavar="FILE",
+        help="The mask decoder, big_vision's vae-oid.npz. Default: the one in the model's folder.",
+    ),
+    click.option(
+        "--loc-scale",
+        type=click.Choice(LOC_SCALES),
+        help="The location that stands for the far edge. Default: 1023, as in training.",
+    ),
+)
+
+# The same, and pictures to write.
+object_options = decorator_of(
+    click.option("--overlay", metavar="FILE", help="Write the image with boxes, masks and labels on it, as PNG."),
+    click.option("--masks", metavar="DIR", help="Write each object's mask, a black and white PNG, into this folder."),
+    reading_options,
+)
+
+# All that `detect` and `segment` take; `find` takes them on.
+find_options = decorator_of(
+    click.argument("image"),
+    click.argument("what", nargs=-1, required=True, metavar="WORDS..."),
+    model_option,
+    length_option,
+    object_options,
+    computation_options,
+    json_option,
+    quiet_option,
+)
 
 
 def check_pictures(overlay: str | None, masks: str | None) -> None:

@@ -22,6 +22,18 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
 )
 
+
+def decorator_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator; help lists them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 model_option = click.option(
     "-m",
     "--model",
@@ -31,6 +43,22 @@ model_option = click.option(
     "model for synthetic scenes, which answers by default.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+length_option = click.option(
+    "-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
+# How tokens are chosen, where one is chosen at a time.
+sampling_options = decorator_of(
+    click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn."),
+    click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50)."),
+    click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability."),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        help="Of the draws: the same seed, the same answer. `generate` without an image draws the scene of this number.",
+    ),
+)
 
 
 def _limit_threads(ctx: click.Context, parameter: click.Parameter, threads: int | None) -> None:
@@ -49,44 +77,40 @@ threads_option = click.option(
 )
 
 
-def computation_options(command: Command) -> Command:
-    """How to compute: precision, backend, threads, and the choices where libraries differ."""
-    options = [
-        click.option(
-            "--precision",
-            type=click.Choice(PRECISIONS),
-            help="Of the inputs of linear layers. Default: that of the weights if they are quantised; bf16 where the "
-            "processor multiplies bf16 and the weights are bf16; else f32. f64 is slow, and there to check the "
-            "others with.",
-        ),
-        click.option(
-            "--backend",
-            type=click.Choice(BACKENDS),
-            help="numba: the kernels, compiled once on first use; numpy: the reference, many times slower. "
-            "Default: numba, but numpy for f64.",
-        ),
-        threads_option,
-        click.option(
-            "--preset",
-            type=click.Choice(list(PRESETS)),
-            default="transformers",
-            show_default=True,
-            help="Whose choices to follow where libraries differ.",
-        ),
-        click.option(
-            "--resize",
-            type=click.Choice(RESIZE_POLICIES),
-            help="How the image is resized, whatever the preset says.",
-        ),
-        click.option(
-            "--window",
-            type=click.Choice(WINDOW_POLICIES),
-            help="What a sliding window hides, whatever the preset says; matters at 896 px.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+# How to compute: precision, backend, threads, and the choices where libraries differ.
+computation_options = decorator_of(
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        help="Of the inputs of linear layers. Default: that of the weights if they are quantised; bf16 where the "
+        "processor multiplies bf16 and the weights are bf16; else f32. f64 is slow, and there to check the "
+        "others with.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        help="numba: the kernels, compiled once on first use; numpy: the reference, many times slower. "
+        "Default: numba, but numpy for f64.",
+    ),
+    threads_option,
+    click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        default="transformers",
+        show_default=True,
+        help="Whose choices to follow where libraries differ.",
+    ),
+    click.option(
+        "--resize",
+        type=click.Choice(RESIZE_POLICIES),
+        help="How the image is resized, whatever the preset says.",
+    ),
+    click.option(
+        "--window",
+        type=click.Choice(WINDOW_POLICIES),
+        help="What a sliding window hides, whatever the preset says; matters at 896 px.",
+    ),
+)
 
 
 def required_model(name: str | None) -> str:
@@ -108,11 +132,11 @@ def open_model(name: str | None, *, quiet: bool = False, **choices: Any) -> "Mod
 
     model = load(name, **choices)
     if model.described["builtin"] and not quiet:
-        from pg2ref.checkpoint.locate import EXAMPLE_ID
+        from pg2ref.hub.names import EXAMPLE_ID
 
         click.echo(
             f"pg2ref: {model.described['id']} answers, the built-in model for synthetic scenes, not Google's; for "
-            f"photographs `hf download {EXAMPLE_ID}`, then -m {EXAMPLE_ID}",
+            f"photographs `pg2ref download {EXAMPLE_ID}`, then -m {EXAMPLE_ID}",
             err=True,
         )
     return model

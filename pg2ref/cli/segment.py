@@ -4,29 +4,19 @@ from typing import Any
 
 import click
 
-from pg2ref.cli.objects import find, object_options
-from pg2ref.cli.options import computation_options, json_option, model_option
+from pg2ref.cli.objects import find, find_options
 
 
 @click.command("segment", short_help="The same with a mask for each object.")
-@click.argument("image")
-@click.argument("what", nargs=-1, required=True, metavar="WORDS...")
-@model_option
-@click.option("-n", "--max-new-tokens", default=256, show_default=True, help="Stop after so many tokens at the latest.")
-@object_options
-@computation_options
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings.")
-def command(image: str, what: tuple[str, ...], **options: Any) -> None:
+@find_options
+def command(**options: Any) -> None:
     """Find things in an image and the pixels they cover; `-` reads the image from stdin.
 
-    Printed is a line an object: label, left, upper, right and lower edge in pixels, score, with tabs between them. The
-    score is the geometric mean of the probabilities of the four locations: how sure the model is of the box.
-
-    Masks need the decoder that the model was trained with, vae-oid.npz: in the model's folder, or named with --vae.
+    Printed are the lines of `pg2ref detect`. Masks need the decoder that the model was trained with, vae-oid.npz: in
+    the model's folder, or named with --vae.
 
     \b
     pg2ref segment photo.jpg cat -m ./paligemma2-3b-mix-224 --vae vae-oid.npz --overlay cat.png
     pg2ref segment photo.jpg cat dog -m ./paligemma2-3b-mix-224 --vae vae-oid.npz --masks masks
     """
-    find("segment", image, what, **options)
+    find("segment", **options)

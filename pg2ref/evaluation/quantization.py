@@ -17,12 +17,11 @@ from pg2ref.checkpoint.locate import locate
 from pg2ref.checkpoint.manifest import read_manifest
 from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.tensor_table import canonical_name
-from pg2ref.errors import UsageError
-from pg2ref.generation.generate import generate
-from pg2ref.generation.sampling import greedy, log_probabilities
+from pg2ref.errors import CheckpointError, UsageError
+from pg2ref.generation.given import divergence, scores_of_answer
+from pg2ref.generation.sampling import greedy
 from pg2ref.inputs.image import ImageSource
-from pg2ref.model.paligemma import encode_images
-from pg2ref.quantized import BLOCK, QuantizedMatrix, widen_rows
+from pg2ref.quantized import BLOCK_OUTPUTS, QuantizedMatrix, widen_rows
 from pg2ref.trace import Tap, Trace
 
 WEIGHTS_AT_ONCE = 1 << 20
@@ -145,11 +144,20 @@ def report(
 def weight_errors(
     source: Checkpoint, quantized: Checkpoint, on_bytes: Callable[[int], None] = lambda count: None
 ) -> Iterator[WeightError]:
-    """The error of each kind of quantised matrix, every weight counted."""
+    """The error of each kind of quantised matrix, every weight counted.
+
+    Raises:
+        CheckpointError: the quantised checkpoint has a tensor that the source lacks.
+    """
     originals = {canonical_name(name): tensor for name, tensor in source.tensors.items()}
     kinds: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for name, matrix in quantized.weights.items():
         canonical = canonical_name(name)
+        if canonical not in originals:
+            raise CheckpointError(
+                f"{source.folder} has no {name}, which the quantised {quantized.folder} has: name the checkpoint it "
+                "was made from"
+            )
         if isinstance(matrix, QuantizedMatrix):
             squares = _matrix_error(originals[canonical], matrix)
             kinds.setdefault((_kind(canonical), matrix.bits), []).append(squares)
@@ -167,11 +175,11 @@ def compare_answers(
     """Let the source answer, and the other score the same answer; `errors` takes in the stages."""
     prepared = source.prepare(image, prompt)
     trace = Trace(is_reported)
-    answer, expected = scores_of_answer(source, prepared, max_new_tokens, trace)
+    answer, expected = answer_of(source, prepared, max_new_tokens, trace)
     errors.expected = trace.stages
-    _, actual = scores_of_answer(quantized, prepared, len(answer), errors, given=answer)
-    pairs = [(log_probabilities(p), log_probabilities(q)) for p, q in zip(expected, actual, strict=True)]
-    divergences = [float(np.sum(np.exp(p_V) * (p_V - q_V))) for p_V, q_V in pairs]
+    _, actual = answer_of(quantized, prepared, len(answer), errors, given=answer)
+    pairs = list(zip(expected, actual, strict=True))
+    divergences = [divergence(*pair) for pair in pairs]
     agreed = [greedy(p_V) == greedy(q_V) for p_V, q_V in pairs]
     return ScoreError(
         image=str(prepared.images[0].path or "image"),
@@ -182,29 +190,18 @@ def compare_answers(
     )
 
 
-def scores_of_answer(
+def answer_of(
     model: Model, prepared: Prepared, max_new_tokens: int, tap: Tap, given: Sequence[int] | None = None
 ) -> tuple[list[int], list[Array]]:
-    """The greedy answer, or the one that is given, and the logits of each of its places."""
-    logits: list[Array] = []
-
-    def choose(logits_V: Array) -> int:
-        logits.append(logits_V)
-        return greedy(logits_V) if given is None else given[len(logits) - 1]
-
-    def run() -> list[int]:
-        embeddings_ID = encode_images(model.numbers, prepared.pixel_values, tap=tap)
-        ids = prepared.prompt_ids
-        events = generate(model.numbers, embeddings_ID, ids, sampler=choose, max_new_tokens=max_new_tokens, tap=tap)
-        return [event.token_id for event in events]
-
-    return model.compute(run), logits
+    """The scores of an answer; numbers that are not finite become an error that names the tensor."""
+    inputs = prepared.pixel_values, prepared.prompt_ids, max_new_tokens
+    return model.compute(lambda: scores_of_answer(model.numbers, *inputs, given=given, tap=tap))
 
 
 def _matrix_error(original: Array, matrix: QuantizedMatrix) -> tuple[float, float]:
     """Squares of the error and of the weights."""
     error = size = 0.0
-    rows_at_once = max(1, WEIGHTS_AT_ONCE // matrix.shape[1] // BLOCK) * BLOCK
+    rows_at_once = max(1, WEIGHTS_AT_ONCE // matrix.shape[1] // BLOCK_OUTPUTS) * BLOCK_OUTPUTS
     for start in range(0, matrix.shape[0], rows_at_once):
         exact_OD = widen(original[start : start + rows_at_once], F32)
         error += _square(widen_rows(matrix, F32, start, start + rows_at_once) - exact_OD)

@@ -57,14 +57,19 @@ def generate(
     for logits_V in next_logits(model, image_embeddings_ID, prompt_ids, chosen, max_new_tokens, use_cache, tap):
         token_id = sampler(logits_V)
         chosen.append(token_id)
-        finish: FinishReason | None = "stop" if token_id in model.config.eos_token_ids else None
-        if finish is None and len(chosen) == max_new_tokens:
-            finish = "length"
+        finish = finish_reason(model, token_id, len(chosen), max_new_tokens)
         now = time.perf_counter()
         yield make_event(logits_V, token_id, num_alternatives, now - started, finish)
         started = now
         if finish:
             return
+
+
+def finish_reason(model: PaliGemma, token_id: int, length: int, max_new_tokens: int) -> FinishReason | None:
+    """Why an answer of that length ends with its newest token, if it does."""
+    if token_id in model.config.eos_token_ids:
+        return "stop"
+    return "length" if length == max_new_tokens else None
 
 
 def next_logits(

@@ -4,6 +4,7 @@ Two calls: `read_image` makes an upright RGB picture of whatever comes (boxes ar
 and `pixel_values` squeezes that to a square, as in training, and maps 0..255 to -1..1.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -21,9 +23,22 @@ from pg2ref.errors import InputError, UsageError
 from pg2ref.policy import RESIZE_POLICIES
 
 Picture: TypeAlias = Image.Image
-ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | Array
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses; about 2 GB while an image with alpha is read
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a file that holds several, as inputs/video.py reads it."""
+
+    picture: Picture  # upright, in RGB
+    path: str
+    sha256: str  # of the file
+    index: int  # in the file, from 0
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | BinaryIO | Image.Image | Array | Frame
+
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses
+STRIP_PIXELS = 1 << 22  # converted at a time
 MAX_SIDE_PX = 65_535  # as JPEG; resizing goes through image_size * side pixels, however thin the image
 MAX_FILE_BYTES = 2**30
 URL_STARTS = ("http:/", "https:/")  # one slash: pathlib drops the other
@@ -110,7 +125,7 @@ def _nearest(in_px: int, out_px: int) -> Array:
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """A path, binary file, PIL image or uint8 array as a new RGB image, upright, in its original size.
+    """A path, binary file, PIL image, uint8 array or frame as an RGB image, upright, in its original size.
 
     Where Transformers depends on how an image came in, this does one thing for all of them:
 
@@ -123,16 +138,19 @@ def read_image(source: ImageSource) -> Image.Image:
     - A file with several images gives its first, a PIL image its current one.
 
     Files are read from their start, at most `MAX_FILE_BYTES`; the caller's stay open. Images of more than
-    `MAX_PIXELS`, or with a side above `MAX_SIDE_PX`, are refused from their header. Any thread may call this.
+    `MAX_PIXELS`, or with a side above `MAX_SIDE_PX`, are refused from their header. Any thread may call this. Memory:
+    the file, 8 bytes a pixel, 4 more where EXIF turns the picture, and what the format's decoder takes for itself.
 
     Raises:
         InputError: there is no image, it is damaged, or it is too large.
     """
+    if isinstance(source, Frame):
+        return source.picture
     if isinstance(source, np.ndarray):
-        with _pillow("array"):
+        with pillow_errors("array"):
             return _decode(Image.fromarray(_checked_array(source)), "array")
     if isinstance(source, Image.Image):
-        with _pillow("PIL image"):
+        with pillow_errors("PIL image"):
             return _decode(source, "PIL image")
     if not isinstance(source, str | os.PathLike) and not hasattr(source, "read"):
         raise InputError(
@@ -142,7 +160,7 @@ def read_image(source: ImageSource) -> Image.Image:
     named = source if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "file object"))
     name = " ".join(os.fsdecode(named).split())
     content = _read_content(source, name)
-    with _pillow(name):
+    with pillow_errors(name):
         Image.init()
         with Image.open(content, formats=[known for known in FORMATS if known in Image.OPEN]) as image:
             return _decode(image, name)
@@ -173,6 +191,12 @@ def _read_content(source: str | os.PathLike[str] | BinaryIO, name: str) -> io.By
     return content
 
 
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _checked_array(array: Array) -> Array:
     if array.dtype != np.uint8:
         what_to_do = "scale it to 0..255, round, then .astype(np.uint8)"
@@ -197,7 +221,7 @@ def _check_size(width_px: int, height_px: int, name: str) -> None:
 
 
 @contextmanager
-def _pillow(name: str) -> Iterator[None]:
+def pillow_errors(name: str) -> Iterator[None]:
     """Pillow's many exceptions as InputError, and none of its warnings; one thread at a time."""
     with _warning_filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -231,28 +255,54 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A new RGB image, made strip by strip: what lies between the two never takes the room of a whole picture."""
     if image.mode[0] in "IF":
-        return Image.fromarray(_grey_levels(image, name)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    if image.mode in ("P", "PA"):
-        image = image.copy()  # Pillow writes the transparency into the palette it converts
-    rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
+        _check_levels(image, name)
+    rgb = Image.new("RGB", image.size)
+    for strip, top in _strips(image):
+        rgb.paste(_strip_to_rgb(strip), (0, top))
+    return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Copies of some rows at a time, with the row that each begins at."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))), top
+
+
+def _strip_to_rgb(strip: Image.Image) -> Image.Image:
+    if strip.mode[0] in "IF":
+        return Image.fromarray(_grey_levels(strip)).convert("RGB")
+    if not strip.has_transparency_data:
+        return strip.convert("RGB")
+    rgba = strip.convert("LA").convert("RGBA") if strip.mode == "La" else strip.convert("RGBA")
+    white = Image.new("RGBA", strip.size, "white")
     white.alpha_composite(rgba)
     return white.convert("RGB")
 
 
-def _grey_levels(image: Image.Image, name: str) -> Array:
-    """Modes I;16, I and F as uint8: see `read_image`. A 16-bit PNG may name one value as transparent."""
-    values_YX = np.asarray(image)
-    if image.mode != "F":
-        values_YX = values_YX.astype(np.int32)  # not Pillow's conversion: before 13 that of I;16N saturates
+def _values(strip: Image.Image) -> Array:
+    """The numbers of modes I;16, I and F."""
+    values_YX = np.asarray(strip)
+    return values_YX if strip.mode == "F" else values_YX.astype(np.int32)  # Pillow's own before 13 saturates I;16N
+
+
+def _check_levels(image: Image.Image, name: str) -> None:
+    """Raises InputError where the numbers of modes I;16, I and F are on no scale that `read_image` knows."""
     white, smaller_white = (255, 1) if image.mode == "F" else (65535, 255)
-    least, most = values_YX.min(), values_YX.max()
+    ranges = np.array(
+        [(values_YX.min(), values_YX.max()) for values_YX in (_values(strip) for strip, _ in _strips(image))]
+    )
+    least, most = ranges[:, 0].min(), ranges[:, 1].max()  # NaN if there is one, and then refused
     if not (least >= 0 and most <= white) or (image.mode in "IF" and 0 < most <= smaller_white):
         got = f"{least:g}..{most:g}"
         raise InputError(f"{name}: expected values 0..{white} in mode {image.mode}, got {got}: scale them")
-    levels_YX = np.rint(values_YX) if image.mode == "F" else (values_YX + 128) // 257
-    transparent_YX = values_YX == image.info.get("transparency")
+
+
+def _grey_levels(strip: Image.Image) -> Array:
+    """Modes I;16, I and F as uint8: see `read_image`. A 16-bit PNG may name one value as transparent."""
+    values_YX = _values(strip)
+    levels_YX = np.rint(values_YX) if strip.mode == "F" else (values_YX + 128) // 257
+    transparent_YX = values_YX == strip.info.get("transparency")
     return np.where(transparent_YX, 255, levels_YX).astype(np.uint8)

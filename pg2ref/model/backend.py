@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
+
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
+from pg2ref.model.masks import KeyRanges
 from pg2ref.policy import BACKENDS, INTEGER_PRECISIONS, PRECISIONS
 from pg2ref.quantized import QuantizedMatrix, Weight
 
@@ -17,10 +20,11 @@ Linear = Callable[[Array, Weight, Array | None], Array]
 
 
 class Ops(NamedTuple):
-    """Everything hot. The signatures are those of the reference functions in ops.py and rope.py.
+    """Everything that rounds. The signatures are those of the reference functions in ops.py and rope.py.
 
     Two are made of others, because kernels do them better at once: `linear_each(x_TD, weights, biases)`, several
-    linear layers of the same rows, and `gated_linear(x_TD, gate_FD, up_FD)`, GeGLU (arXiv:2002.05202).
+    linear layers of the same rows, and `gated_linear(x_TD, gate_FD, up_FD)`, GeGLU (arXiv:2002.05202). The last four
+    cost little, and all tables but those of rounding.py have the reference's.
     """
 
     linear: Callable[..., Array]
@@ -33,6 +37,10 @@ class Ops(NamedTuple):
     rotate: Callable[..., Array]
     to_bf16: Callable[[Array], Array]
     attend: Callable[..., Array]
+    attention_weights: Callable[..., Array]  # for taps: what `attend` weighs the values with
+    rotation_table: Callable[..., tuple[Array, Array]]
+    add: Callable[[Array, Array], Array]
+    scale: Callable[[Array, float], Array]
 
 
 def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
@@ -57,6 +65,10 @@ def reference(linear: Linear, attend: Callable[..., Array]) -> Ops:
         rotate=rope.rotate,
         to_bf16=f32_to_bf16,
         attend=attend,
+        attention_weights=ops.attention_weights,
+        rotation_table=rope.rotation_table,
+        add=ops.add,
+        scale=ops.scale,
     )
 
 
@@ -78,20 +90,41 @@ def fast(precision: str) -> Ops:
         biases = biases or [None] * len(weights)
         plain = [weight for weight in weights if not isinstance(weight, QuantizedMatrix)]
         if not plain:
-            return quantized.multiply(x_TD, weights, biases)
+            return quantized.linear_each(x_TD, weights, biases)
         if len(plain) == len(weights):
-            return linear.multiply(x_TD, plain, biases, is_bf16=is_bf16)
+            return linear.linear_each(x_TD, plain, biases, is_bf16=is_bf16)
         return [linear_one(x_TD, *layer) for layer in zip(weights, biases, strict=True)]
 
     def linear_one(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
         return linear_each(x_TD, [weight_OD], [bias_O])[0]
 
+    def attention_weights(
+        query_TNH: Array,
+        key_SKH: Array,
+        first_key_T: Array,
+        last_key_T: Array,
+        *,
+        scale: float,
+        logit_cap: float | None,
+    ) -> Array:
+        T, N, H = query_TNH.shape
+        S, K, _ = key_SKH.shape
+        may_not_TS = ~KeyRanges(first_key_T, last_key_T).allowed_TS(S)
+        weights_KGTS = np.empty((K, N // K, T, S), np.float32)
+        for k, weights_GTS in enumerate(weights_KGTS):
+            query_GTH = query_TNH[:, k * len(weights_GTS) : (k + 1) * len(weights_GTS)].transpose(1, 0, 2)
+            products_RS = linear_one(query_GTH.reshape(-1, H), np.ascontiguousarray(key_SKH[:, k]))  # not by BLAS
+            logits_GTS = elementwise.soft_cap(products_RS * np.float32(scale), logit_cap).reshape(weights_GTS.shape)
+            logits_GTS[:, may_not_TS] = -np.inf
+            weights_GTS[...] = ops.softmax(logits_GTS)
+        return weights_KGTS.reshape(N, T, S)
+
     def gated_linear(x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
         if isinstance(gate_FD, QuantizedMatrix) and isinstance(up_FD, QuantizedMatrix) and gate_FD.bits == up_FD.bits:
-            return quantized.multiply_gated(x_TD, gate_FD, up_FD)
+            return quantized.gated_linear(x_TD, gate_FD, up_FD)
         if isinstance(gate_FD, QuantizedMatrix) or isinstance(up_FD, QuantizedMatrix):
             return elementwise.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
-        return linear.multiply_gated(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
+        return linear.gated_linear(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
 
     return Ops(
         linear=linear_one,
@@ -104,6 +137,10 @@ def fast(precision: str) -> Ops:
         rotate=elementwise.rotate,
         to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
+        attention_weights=attention_weights,
+        rotation_table=rope.rotation_table,
+        add=ops.add,
+        scale=ops.scale,
     )
 
 

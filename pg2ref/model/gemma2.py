@@ -16,7 +16,6 @@ from pg2ref.model import masks, rope
 from pg2ref.model.backend import REFERENCE, Ops
 from pg2ref.model.kv_cache import KVCache
 from pg2ref.model.masks import KeyRanges
-from pg2ref.model.ops import attention_weights
 from pg2ref.quantized import Weight, pick_rows
 from pg2ref.trace import Tap, no_tap
 
@@ -56,11 +55,13 @@ class Attention(NamedTuple):
     sliding: Sequence[KeyRanges]
 
 
-def embed(params: Gemma2Params, config: Gemma2Config, ids_T: Array, dtype: np.dtype[Any]) -> Array:
+def embed(
+    params: Gemma2Params, config: Gemma2Config, ids_T: Array, dtype: np.dtype[Any], *, ops: Ops = REFERENCE
+) -> Array:
     """Text embeddings `text_embeddings_TD`, times the square root of the width."""
     if ids_T.size and (ids_T.min() < 0 or ids_T.max() >= config.vocab_size):
         raise ShapeError(f"token ids must lie in 0 to {config.vocab_size - 1}, got {ids_T.min()} to {ids_T.max()}")
-    return pick_rows(params.embed_tokens, ids_T, dtype) * config.embedding_scale
+    return ops.scale(pick_rows(params.embed_tokens, ids_T, dtype), config.embedding_scale)
 
 
 def decode(
@@ -78,7 +79,7 @@ def decode(
     The rows of `hidden_TD` belong to the sequences of `caches` in order, equally many to each: the whole prompt of
     one sequence (prefill), or one new token of each of several (decoding).
     """
-    attention = locate_rows(config, hidden_TD, caches, window_policy)
+    attention = locate_rows(config, hidden_TD, caches, window_policy, ops)
     for index, layer in enumerate(params.layers):
         hidden_TD = decode_layer(layer, config, hidden_TD, index, attention, ops, tap)
     for cache in caches:
@@ -86,7 +87,9 @@ def decode(
     return tap("text/final_norm", ops.rms_norm(hidden_TD, params.norm, config.rms_norm_eps))
 
 
-def locate_rows(config: Gemma2Config, hidden_TD: Array, caches: Sequence[KVCache], window_policy: str) -> Attention:
+def locate_rows(
+    config: Gemma2Config, hidden_TD: Array, caches: Sequence[KVCache], window_policy: str, ops: Ops
+) -> Attention:
     """Positions, rotation table and key ranges of new rows.
 
     Raises:
@@ -98,7 +101,7 @@ def locate_rows(config: Gemma2Config, hidden_TD: Array, caches: Sequence[KVCache
             raise ShapeError(f"{len(new)} rows after {cache.length} end inside a prefix of {cache.prefix_length}")
     slots = [cache.length + new for cache in caches]
     positions_T = np.concatenate(slots) + rope.FIRST_POSITION
-    cos_TR, sin_TR = rope.rotation_table(positions_T, config.head_dim, config.rope_theta, hidden_TD.dtype)
+    cos_TR, sin_TR = ops.rotation_table(positions_T, config.head_dim, config.rope_theta, hidden_TD.dtype)
     full, sliding = (
         [
             masks.prefix_lm(slot_T, prefix_length=cache.prefix_length, window=window, policy=window_policy)
@@ -123,13 +126,13 @@ def decode_layer(
     normed_TD = tap(f"{stage}/input_layernorm", ops.rms_norm(hidden_TD, layer.input_layernorm, eps))
     attended_TD = attend(layer, config, normed_TD, index, attention, ops, tap)
     branch_TD = ops.rms_norm(attended_TD, layer.post_attention_layernorm, eps)
-    hidden_TD = hidden_TD + tap(f"{stage}/post_attention_layernorm", branch_TD)
+    hidden_TD = ops.add(hidden_TD, tap(f"{stage}/post_attention_layernorm", branch_TD))
     normed_TD = ops.rms_norm(hidden_TD, layer.pre_feedforward_layernorm, eps)
     tap(f"{stage}/pre_feedforward_layernorm", normed_TD)
     gated_TF = tap(f"{stage}/gated_gelu", ops.gated_linear(normed_TD, layer.gate_proj, layer.up_proj))
     branch_TD = tap(f"{stage}/down_proj", ops.linear(gated_TF, layer.down_proj))
     branch_TD = ops.rms_norm(branch_TD, layer.post_feedforward_layernorm, eps)
-    return tap(f"{stage}/out", hidden_TD + tap(f"{stage}/post_feedforward_layernorm", branch_TD))
+    return tap(f"{stage}/out", ops.add(hidden_TD, tap(f"{stage}/post_feedforward_layernorm", branch_TD)))
 
 
 def attend(
@@ -159,7 +162,7 @@ def attend(
         heads_TNH[rows] = ops.attend(query_TNH[rows], key_SKH, value_SKH, *ranges[sequence], **options)
         sequence_stage = stage if sequence == 0 else f"sequence_{sequence}/{stage}"
         if tap.wants(f"{sequence_stage}/attention_weights"):
-            weights_NTS = attention_weights(query_TNH[rows], key_SKH, *ranges[sequence], **options)
+            weights_NTS = ops.attention_weights(query_TNH[rows], key_SKH, *ranges[sequence], **options)
             tap(f"{sequence_stage}/attention_weights", weights_NTS)
     out_TX = tap(f"{stage}/attention_out", heads_TNH.reshape(T, N * H))
     return tap(f"{stage}/o_proj", ops.linear(out_TX, layer.o_proj))

@@ -50,6 +50,10 @@ class KVCache:
         """Declare `tokens` more tokens finished, after every layer has written them."""
         self.length += tokens
 
+    def rewind(self, tokens: int) -> None:
+        """Forget all but the first `tokens`; what is written next takes the place of the rest."""
+        self.length = tokens
+
     def fork(self) -> "KVCache":
         """A second sequence that has read the same tokens (beam search)."""
         twin = object.__new__(KVCache)

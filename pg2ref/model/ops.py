@@ -111,6 +111,16 @@ def exact_gelu(x: Array) -> Array:
     return 0.5 * exact * (1 + np.tanh(np.sqrt(2 / np.pi) * (exact + 0.044715 * exact * exact * exact)))
 
 
+def add(stream_TD: Array, branch_TD: Array) -> Array:
+    """The residual stream with a branch added to it; position embeddings too."""
+    return stream_TD + branch_TD
+
+
+def scale(x_TD: Array, factor: float) -> Array:
+    """All numbers times one."""
+    return x_TD * factor
+
+
 def soft_cap(logits: Array, cap: float | None) -> Array:
     """Squash logits smoothly into (-cap, cap). Any shape; None means no cap.
 
@@ -139,9 +149,13 @@ def attention_weights(
     Row t reads keys first_key_T[t] to last_key_T[t], both included. Query heads n * G to n * G + G - 1 share key
     head n (grouped-query attention, arXiv:2305.13245).
     """
+    T, N, _ = query_TNH.shape
+    S, K, _ = key_SKH.shape
+    weights_KGTS = np.empty((K, N // K, T, S), query_TNH.dtype)  # large: nothing is held twice
     ranges = KeyRanges(first_key_T, last_key_T)
-    weights_GTS = group_weights(query_TNH, key_SKH, ranges, scale, logit_cap)
-    return np.concatenate([weights.astype(query_TNH.dtype) for weights in weights_GTS])
+    for k, weights_GTS in enumerate(group_weights(query_TNH, key_SKH, ranges, scale, logit_cap)):
+        weights_KGTS[k] = weights_GTS
+    return weights_KGTS.reshape(N, T, S)
 
 
 def attend(

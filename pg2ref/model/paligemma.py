@@ -67,16 +67,15 @@ def embed_prefix(
 
     An answer's `<image>` id, should the model choose it, is a token like others.
     """
+    text, config = model.params.language_model, model.config.text
     ids_T = np.asarray(prompt_ids, np.int64)
     is_image_T = ids_T == model.config.image_token_id
     if is_image_T.sum() != len(image_embeddings_ID):
         raise PromptError(f"the prompt has {is_image_T.sum()} image tokens, the images give {len(image_embeddings_ID)}")
     text_ids_T = np.where(is_image_T, 0, ids_T)  # the id of <image> need not have a row of its own
-    embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, text_ids_T, model.dtype)
+    embeddings_TD = gemma2.embed(text, config, text_ids_T, model.dtype, ops=model.ops)
     embeddings_TD[is_image_T] = image_embeddings_ID
-    answer_TD = gemma2.embed(
-        model.params.language_model, model.config.text, np.asarray(answer_ids, np.int64), model.dtype
-    )
+    answer_TD = gemma2.embed(text, config, np.asarray(answer_ids, np.int64), model.dtype, ops=model.ops)
     return np.concatenate([embeddings_TD, answer_TD])
 
 
@@ -99,7 +98,7 @@ def step(model: PaliGemma, token_ids: Sequence[int], caches: Sequence[KVCache], 
     More than TOGETHER go in groups, so that each gets the numbers that it gets alone.
     """
     ids_T = np.asarray(token_ids, np.int64)
-    embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, ids_T, model.dtype)
+    embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, ids_T, model.dtype, ops=model.ops)
     groups = [slice(start, start + TOGETHER) for start in range(0, len(caches), TOGETHER)]
     return np.concatenate([read(model, embeddings_TD[group], caches[group], tap=tap) for group in groups])
 
@@ -112,25 +111,30 @@ def forward(
     `ids` has one `<image>` id for each image embedding; rows from `prefix_length` on are the answer's.
     """
     embeddings_TD = tap("prefix/embeddings", embed_prefix(model, image_embeddings_ID, ids))
-    text, config = model.params.language_model, model.config.text
     cache = model.empty_cache(len(ids), prefix_length)
-    hidden_TD = gemma2.decode(
-        text, config, embeddings_TD, [cache], window_policy=model.window_policy, ops=model.ops, tap=tap
-    )
-    return gemma2.logits(text, config, hidden_TD, ops=model.ops, tap=tap)
+    return logits(model, decode(model, embeddings_TD, [cache], tap), tap)
+
+
+def follow(model: PaliGemma, token_ids: Sequence[int], cache: KVCache, *, tap: Tap = no_tap) -> Array:
+    """Read given tokens behind what the cache holds; `logits_TV` of every row (teacher forcing)."""
+    ids_T = np.asarray(token_ids, np.int64)
+    embeddings_TD = gemma2.embed(model.params.language_model, model.config.text, ids_T, model.dtype)
+    return logits(model, decode(model, embeddings_TD, [cache], tap), tap)
 
 
 def read(model: PaliGemma, embeddings_TD: Array, caches: Sequence[KVCache], *, tap: Tap = no_tap) -> Array:
     """Run the decoder over new rows; `logits_TV` of the last row of each sequence."""
-    text = model.params.language_model
-    hidden_TD = gemma2.decode(
-        text,
-        model.config.text,
-        embeddings_TD,
-        caches,
-        window_policy=model.window_policy,
-        ops=model.ops,
-        tap=tap,
-    )
+    hidden_TD = decode(model, embeddings_TD, caches, tap)
     rows_each = hidden_TD.shape[0] // len(caches)
-    return gemma2.logits(text, model.config.text, hidden_TD[rows_each - 1 :: rows_each], ops=model.ops, tap=tap)
+    return logits(model, hidden_TD[rows_each - 1 :: rows_each], tap)
+
+
+def decode(model: PaliGemma, embeddings_TD: Array, caches: Sequence[KVCache], tap: Tap) -> Array:
+    """The decoder of gemma2.py with this model's weights and choices."""
+    text, config = model.params.language_model, model.config.text
+    return gemma2.decode(text, config, embeddings_TD, caches, window_policy=model.window_policy, ops=model.ops, tap=tap)
+
+
+def logits(model: PaliGemma, hidden_TD: Array, tap: Tap) -> Array:
+    """The scores of gemma2.py, likewise."""
+    return gemma2.logits(model.params.language_model, model.config.text, hidden_TD, ops=model.ops, tap=tap)

@@ -12,7 +12,7 @@ from pg2ref.arrays import Array, widen
 from pg2ref.config import SiglipConfig
 from pg2ref.model import masks
 from pg2ref.model.backend import REFERENCE, Ops
-from pg2ref.model.ops import Affine, attention_weights
+from pg2ref.model.ops import Affine
 from pg2ref.trace import Tap, no_tap
 
 
@@ -54,15 +54,24 @@ def encode(
     tap: Tap = no_tap,
 ) -> Array:
     """Image features `features_IE` of one image, one row a patch, row-major."""
-    patches_IP = patchify(tap("pixel_values", pixel_values_CYX), config.patch_size)
-    weight, bias = params.patch_embedding
-    embeddings_IE = ops.linear(patches_IP, weight.reshape(weight.shape[0], -1), bias)
-    embeddings_IE = embeddings_IE + widen(params.position_embedding, embeddings_IE.dtype)
-    hidden_IE = tap("vision/patch_embeddings", embeddings_IE)
+    hidden_IE = embed_patches(params, config, tap("pixel_values", pixel_values_CYX), ops, tap)
     for index, layer in enumerate(params.layers):
         hidden_IE = encode_layer(layer, config, hidden_IE, f"vision/layer_{index:02d}", ops, tap)
-    features_IE = ops.layer_norm(hidden_IE, *params.post_layernorm, config.layer_norm_eps)
-    return tap("vision/post_layernorm", features_IE)
+    return finish(params, config, hidden_IE, ops, tap)
+
+
+def embed_patches(params: SiglipParams, config: SiglipConfig, pixel_values_CYX: Array, ops: Ops, tap: Tap) -> Array:
+    """The first hidden state: each patch through one linear layer, plus what was learnt for its position."""
+    patches_IP = patchify(pixel_values_CYX, config.patch_size)
+    weight, bias = params.patch_embedding
+    embeddings_IE = ops.linear(patches_IP, weight.reshape(weight.shape[0], -1), bias)
+    embeddings_IE = ops.add(embeddings_IE, widen(params.position_embedding, embeddings_IE.dtype))
+    return tap("vision/patch_embeddings", embeddings_IE)
+
+
+def finish(params: SiglipParams, config: SiglipConfig, hidden_IE: Array, ops: Ops, tap: Tap) -> Array:
+    """The final LayerNorm."""
+    return tap("vision/post_layernorm", ops.layer_norm(hidden_IE, *params.post_layernorm, config.layer_norm_eps))
 
 
 def patchify(pixel_values_CYX: Array, patch_size: int) -> Array:
@@ -77,10 +86,10 @@ def encode_layer(layer: SiglipLayer, config: SiglipConfig, hidden_IE: Array, sta
     """One block: attention over all patches, then the MLP, each after a LayerNorm and added to the stream."""
     normed_IE = tap(f"{stage}/layer_norm1", ops.layer_norm(hidden_IE, *layer.layer_norm1, config.layer_norm_eps))
     attended_IE = attend(layer, config, normed_IE, stage, ops, tap)
-    hidden_IE = tap(f"{stage}/attention_residual", hidden_IE + attended_IE)
+    hidden_IE = tap(f"{stage}/attention_residual", ops.add(hidden_IE, attended_IE))
     normed_IE = tap(f"{stage}/layer_norm2", ops.layer_norm(hidden_IE, *layer.layer_norm2, config.layer_norm_eps))
     active_IM = tap(f"{stage}/gelu", ops.gelu(ops.linear(normed_IE, *layer.fc1)))
-    return tap(f"{stage}/out", hidden_IE + tap(f"{stage}/fc2", ops.linear(active_IM, *layer.fc2)))
+    return tap(f"{stage}/out", ops.add(hidden_IE, tap(f"{stage}/fc2", ops.linear(active_IM, *layer.fc2))))
 
 
 def attend(layer: SiglipLayer, config: SiglipConfig, normed_IE: Array, stage: str, ops: Ops, tap: Tap) -> Array:
@@ -93,7 +102,7 @@ def attend(layer: SiglipLayer, config: SiglipConfig, normed_IE: Array, stage: st
     value_INH = tap(f"{stage}/value", value_IE.reshape(I, N, H))
     ranges, scale = masks.everything(I, I), H**-0.5
     if tap.wants(f"{stage}/attention_weights"):
-        weights_NII = attention_weights(query_INH, key_INH, *ranges, scale=scale, logit_cap=None)
+        weights_NII = ops.attention_weights(query_INH, key_INH, *ranges, scale=scale, logit_cap=None)
         tap(f"{stage}/attention_weights", weights_NII)
     heads_INH = ops.attend(query_INH, key_INH, value_INH, *ranges, scale=scale, logit_cap=None)
     heads_IE = tap(f"{stage}/attention_out", heads_INH.reshape(I, N * H))

@@ -18,11 +18,15 @@ SCHEMA = "pg2ref/result/1"
 
 @dataclass(frozen=True)
 class InputImage:
-    """One image as it came: `path` and `sha256` (of the file) where it came as a file, its size in pixels."""
+    """One image as it came: `path` and `sha256` (of the file) where it came as a file, its size in pixels.
+
+    `frame` is its place, from 0, in a file that holds several.
+    """
 
     path: str | None
     sha256: str | None
     size: tuple[int, int]  # width, height, after EXIF orientation
+    frame: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,17 +115,21 @@ class Result:
         fields = asdict(replace(self, objects=(), picture=None))  # neither pictures nor masks are copied
         del fields["picture"]
         fields["objects"] = [one.to_dict() for one in self.objects]
-        inputs = {
-            "images": fields.pop("images"),
-            "prompt": fields.pop("prompt"),
-            "ids": fields.pop("prompt_ids"),
-            "image_tokens": fields.pop("num_image_tokens"),
-        }
-        return {"schema": SCHEMA, "model": fields.pop("model"), "input": inputs, **fields}
+        return {"schema": SCHEMA, "model": fields.pop("model"), "input": input_fields(fields), **fields}
 
     def to_json(self) -> str:
         """One line of JSON in ASCII, which no terminal, pipe or odd file name can spoil."""
         return json.dumps(self.to_dict())
+
+
+def input_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Take out of an answer's fields what was asked, as the JSON's `input`."""
+    return {
+        "images": fields.pop("images"),
+        "prompt": fields.pop("prompt"),
+        "ids": fields.pop("prompt_ids"),
+        "image_tokens": fields.pop("num_image_tokens"),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.errors import InputError, ShapeError
+from pg2ref.errors import InputError, ShapeError, brief
 
 FIRST_CHARACTER = 48
 MORE, SIGN = 0x20, 0x10
-MOST_PIXELS = 2**31  # what COCO's own code can count
+MOST_PIXELS = 178_956_970  # of the largest picture that is read (inputs/image.py); COCO's own code counts to 2**31
 
 
 def encode_mask(mask_YX: Array) -> dict[str, Any]:
@@ -33,14 +33,22 @@ def encode_mask(mask_YX: Array) -> dict[str, Any]:
 
 
 def decode_mask(rle: dict[str, Any]) -> Array:
-    """The bool mask, mask_YX, of `{"size": [height, width], "counts": str}`.
+    """The bool mask, mask_YX, of `{"size": [height, width], "counts": str}`; at most MOST_PIXELS bytes.
 
-    Raises InputError where the counts are damaged or do not fill the size.
+    Raises InputError where it is another object, or the counts are damaged or do not fill the size.
     """
-    height, width = rle["size"]
-    if not 0 <= height * width < MOST_PIXELS:
-        raise InputError(f"run lengths: expected a size below {MOST_PIXELS:,} pixels, got {height} x {width}")
-    counts = _from_text(rle["counts"])
+    if not isinstance(rle, dict) or not rle.keys() >= {"size", "counts"}:
+        raise InputError(f"run lengths: expected an object with size and counts, got {brief(rle)}")
+    size, text = rle["size"], rle["counts"]
+    is_size = isinstance(size, list) and len(size) == 2
+    if not is_size or not all(type(side) is int and 0 <= side <= MOST_PIXELS for side in size):
+        raise InputError(f"run lengths: expected a size of height and width in pixels, got {brief(size)}")
+    if not isinstance(text, str):
+        raise InputError(f"run lengths: expected counts as text, as COCO compresses them, got {brief(text)}")
+    height, width = size
+    if height * width > MOST_PIXELS:
+        raise InputError(f"run lengths: expected at most {MOST_PIXELS:,} pixels, got {height} x {width}")
+    counts = _from_text(text)
     if any(count < 0 for count in counts) or sum(counts) != height * width:
         raise InputError(
             f"run lengths: expected counts that add up to {height * width}, got {sum(counts)}: another mask's size"

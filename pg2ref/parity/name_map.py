@@ -1,0 +1,155 @@
+r"""Maps from another's names and layouts to the stages of trace.py, declared in TOML; three are in the folder maps/.
+
+    about = "whose names these are"
+
+    [[array]]
+    match = 'model\.layers\.(?P<layer>\d+)\.self_attn\.o_proj'   # a regular expression of the whole name
+    stage = "text/layer_{layer:02d}/o_proj"                      # its named groups, whole numbers, filled in
+    axes = 2                # so many are the stage's: those in front of them have length one, and are dropped
+    images = true           # but one in front may count images
+    transpose = [1, 0]      # the order of the axes that are left
+    stacked = "layer"       # the first axis counts layers: an array of each
+    goes_into = "layer"     # the array is what this layer reads, so the stage is of the one before
+
+The first entry whose `match` fits counts, and an array that none fits is left out. An entry without `stage` leaves
+out what it matches.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pg2ref.arrays import Array
+from pg2ref.errors import UsageError
+
+SHIPPED = ("transformers", "big_vision", "mlx")
+FIELDS: Mapping[str, type] = {
+    "match": str,
+    "stage": str,
+    "axes": int,
+    "images": bool,
+    "transpose": list,
+    "stacked": str,
+    "goes_into": str,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One rule."""
+
+    match: re.Pattern[str]
+    stage: str | None
+    axes: int | None
+    images: bool
+    transpose: tuple[int, ...] | None
+    stacked: str | None
+    goes_into: str | None
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """All rules of a file, in order."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    def apply(self, name: str, array: Array) -> Iterator[tuple[str, Array]]:
+        """The stages that one stored array is, as views of it; none where it is left out.
+
+        Raises:
+            UsageError: the array has other axes than the rule says.
+        """
+        for entry in self.entries:
+            if found := entry.match.fullmatch(name):
+                if entry.stage is not None:
+                    yield from self._stages(entry, name, found, array)
+                return
+
+    def _stages(self, entry: Entry, name: str, found: re.Match[str], array: Array) -> Iterator[tuple[str, Array]]:
+        assert entry.stage is not None
+        numbers = {}
+        for group, text in found.groupdict().items():
+            if not (text or "").isdecimal():
+                raise UsageError(f"map {self.name}: {group} = {text!r} of {name} is no whole number: correct the match")
+            numbers[group] = int(text)
+        if entry.goes_into is not None:
+            numbers[entry.goes_into] -= 1
+        images = array if entry.images and array.ndim == (entry.axes or 0) + 1 else [array]
+        for index, of_image in enumerate(images):
+            prefix = f"image_{index}/" if index else ""
+            laid_out = self._lay_out(entry, name, of_image)
+            if entry.stacked is None:
+                yield prefix + entry.stage.format(**numbers), laid_out
+                continue
+            for number, one in enumerate(laid_out):
+                yield prefix + entry.stage.format(**numbers, **{entry.stacked: number}), one
+
+    def _lay_out(self, entry: Entry, name: str, array: Array) -> Array:
+        """The axes of the stage, in its order."""
+        extra = array.ndim - entry.axes if entry.axes is not None else 0
+        fits = extra >= 0 and array.shape[:extra] == (1,) * extra
+        if fits and entry.transpose is not None:
+            fits = sorted(entry.transpose) == list(range(array.ndim - extra))
+        if not fits:
+            wanted = f"axes = {entry.axes}" + (f", transpose = {list(entry.transpose)}" if entry.transpose else "")
+            raise UsageError(
+                f"map {self.name}: {name} has shape {array.shape}, expected one that {wanted} of the entry "
+                f"{entry.match.pattern!r} fit, and a batch of one: change the entry or record one input"
+            )
+        array = array.reshape(array.shape[extra:])
+        return array if entry.transpose is None else array.transpose(entry.transpose)
+
+
+def load_map(name: str) -> NameMap:
+    """A map by its name, one of SHIPPED, or by the path of its file.
+
+    Raises:
+        UsageError: there is none, or it is not what the docstring of this module says.
+    """
+    source = files("pg2ref.parity") / "maps" / f"{name}.toml" if name in SHIPPED else Path(name)
+    try:
+        table = tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError:
+        raise UsageError(f"map {name!r} is none of {', '.join(SHIPPED)}, and no file: name one of these") from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise UsageError(f"map {name}: no valid TOML ({error}): correct it") from None
+    entries = table.get("array")
+    if not isinstance(entries, list) or not entries:
+        raise UsageError(f"map {name}: expected [[array]] tables, got {sorted(table)}: add one for each kind of array")
+    return NameMap(name, tuple(_entry(name, number, fields) for number, fields in enumerate(entries, 1)))
+
+
+def _entry(name: str, number: int, fields: Any) -> Entry:
+    where = f"map {name}: [[array]] number {number}"
+    if not isinstance(fields, dict) or not isinstance(fields.get("match"), str):
+        raise UsageError(f"{where}: expected at least `match`, a regular expression")
+    for field, value in fields.items():
+        is_known = type(value) is FIELDS.get(field)
+        if not is_known or (isinstance(value, list) and not all(type(axis) is int for axis in value)):
+            kinds = ", ".join(f"{known} ({kind.__name__})" for known, kind in FIELDS.items())
+            raise UsageError(f"{where}: {field} = {value!r}, expected {kinds}")
+    try:
+        pattern = re.compile(fields["match"])
+        filled_in = dict.fromkeys([*pattern.groupindex, str(fields.get("stacked"))], 0)
+        fields.get("stage", "").format(**filled_in)
+    except re.error as error:
+        raise UsageError(f"{where}: match is no regular expression ({error})") from None
+    except (KeyError, IndexError, ValueError) as error:
+        raise UsageError(f"{where}: stage wants {error}, which match has no group for: add (?P<name>...)") from None
+    if fields.get("goes_into") not in (None, *pattern.groupindex):
+        raise UsageError(f"{where}: goes_into = {fields['goes_into']!r} is no group of match: add (?P<name>...)")
+    transpose = fields.get("transpose")
+    return Entry(
+        match=pattern,
+        stage=fields.get("stage"),
+        axes=fields.get("axes"),
+        images=fields.get("images", False),
+        transpose=None if transpose is None else tuple(transpose),
+        stacked=fields.get("stacked"),
+        goes_into=fields.get("goes_into"),
+    )

@@ -1,0 +1,164 @@
+"""What was recorded of a run, by pg2ref or by anybody else: stages by name, read one at a time when they are needed.
+
+A record is a trace of ours (trace_file.py), any other safetensors file, an npz, or a folder of npy or safetensors
+files; those of others go through a map of names (name_map.py).
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pg2ref.arrays import Array
+from pg2ref.checkpoint.safetensors_file import STORED_NAMES, TensorFile, brief, read_tensors
+from pg2ref.errors import CheckpointError, InputError
+from pg2ref.parity.name_map import NameMap
+from pg2ref.parity.summary import Summary
+from pg2ref.parity.trace_file import FORMAT, IDS, NUMBERS, SAMPLED, TYPES, num_samples
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a record. Where `summary` is not None there is nothing else, and `read` gives its samples."""
+
+    shape: tuple[int, ...]
+    type: str  # f64, f32, f16, bf16 or i64, of the stored numbers
+    read: Callable[[], Array]
+    summary: Summary | None = None
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Stages in the order of computation, as far as it is known, and what is known of the run."""
+
+    name: str
+    facts: Mapping[str, str]
+    stages: Mapping[str, Stage]
+
+
+def open_record(path: Path, name_map: NameMap | None = None) -> Record:
+    """Open what lies at `path`. Names are taken as they are without a map; a trace of ours needs none.
+
+    Raises:
+        InputError: nothing is there, or it is none of those.
+        UsageError: the map does not fit.
+    """
+    if path.is_dir():
+        return rename(path, stored_in_folder(path), {}, name_map)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: expected a trace, an npz, a safetensors file or a folder of npy files, found nothing"
+        )
+    if zipfile.is_zipfile(path):
+        return rename(path, stored_in_npz(path), {}, name_map)
+    file = read_safetensors(path)
+    if file.metadata.get("format") == FORMAT:
+        return trace_record(file)
+    if file.metadata.get("format", "").startswith("pg2ref-trace/"):
+        raise InputError(f"{path}: {file.metadata['format']}, this version reads {FORMAT}: record it again")
+    return rename(path, file.tensors, file.metadata, name_map)
+
+
+def read_safetensors(path: Path) -> TensorFile:
+    """The file, where a broken one is a fault of the input and not of a checkpoint."""
+    try:
+        return read_tensors(path)
+    except CheckpointError as error:
+        raise InputError(f"{error} (as a record it may be a trace, an npz, a safetensors file or a folder)") from None
+
+
+def trace_record(file: TensorFile) -> Record:
+    """A trace of ours."""
+    try:
+        points = json.loads(file.metadata["points"])
+        is_full = file.metadata["mode"] == "full"
+        stages = {IDS: plain_stage(file.tensors[IDS])}
+        for row, point in enumerate(points):
+            floors = point.get("floor", {})
+            if is_full:
+                stages[point["name"]] = plain_stage(file.tensors[point["name"]], floors)
+            else:
+                stages[point["name"]] = stats_stage(file, row, point, floors)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{file.path}: says {FORMAT}, but lacks or garbles {error}: record it again") from None
+    facts = {name: value for name, value in file.metadata.items() if name != "points"}
+    return Record(str(file.path), facts, stages)
+
+
+Stored = Mapping[str, Array]  # under the names in the files; nothing but an npz is read before it is needed
+
+
+def stored_in_npz(path: Path) -> Stored:
+    """An npz, read into memory."""
+    try:
+        with np.load(path) as archive:
+            return dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: expected an npz, it cannot be read ({error}): write it again") from None
+
+
+def stored_in_folder(folder: Path) -> Stored:
+    """A folder: each npy is an array of the file's name, each safetensors holds some.
+
+    Where a file holds one tensor named `data`, as Transformers' model_addition_debugger_context writes them, it has
+    the file's name too. Folders inside are part of the name.
+    """
+    stored: dict[str, Array] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix == ".npy":
+            stored[name] = read_npy(path)
+        elif path.suffix == ".safetensors":
+            tensors = read_safetensors(path).tensors
+            stored |= {name: tensors["data"]} if list(tensors) == ["data"] else tensors
+    if not stored:
+        raise InputError(f"{folder}: expected npy or safetensors files in the folder, found none")
+    return stored
+
+
+def read_npy(path: Path) -> Array:
+    """One array, mapped."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected an npy file of numbers, it cannot be read ({error})") from None
+
+
+def rename(path: Path | str, stored: Stored, facts: Mapping[str, str], name_map: NameMap | None) -> Record:
+    """A record of another's arrays under our names."""
+    stages: dict[str, Stage] = {}
+    for name, array in stored.items():
+        for stage, one in [(name, array)] if name_map is None else name_map.apply(name, array):
+            if stage in stages:
+                raise InputError(f"{path}: {brief(name)} is a second {stage}: leave one of them out, or change the map")
+            stages[stage] = plain_stage(one, name=name)
+    return Record(str(path), facts, stages)
+
+
+def plain_stage(array: Array, floors: Mapping[str, float] = {}, name: str = "") -> Stage:
+    """A stage that is there whole."""
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bf16 as JAX's arrays come out of NumPy's files
+        array = array.view(np.uint16)
+    stored = STORED_NAMES.get(array.dtype.newbyteorder("<"), "")
+    kind = TYPES.get(stored) or ("i64" if array.dtype.kind in "iu" else str(array.dtype))
+
+    def read() -> Array:
+        if not stored or array.dtype.kind not in "fiu":
+            raise InputError(f"{brief(name)}: expected floats, got {array.dtype}: convert it to float32")
+        return array
+
+    return Stage(array.shape, kind, read, None, floors)
+
+
+def stats_stage(file: TensorFile, row: int, point: Mapping[str, Any], floors: Mapping[str, float]) -> Stage:
+    """A stage of which there is a summary."""
+    shape = tuple(point["shape"])
+    samples = file.tensors[SAMPLED][row, : num_samples(shape)]
+    minimum, maximum, mean, std, norm, nans, infinities = file.tensors[NUMBERS][row].tolist()
+    summary = Summary(minimum, maximum, mean, std, norm, int(nans), int(infinities), samples)
+    return Stage(shape, point["type"], lambda: samples, summary, floors)

@@ -1,0 +1,269 @@
+"""Trace files: what another reader finds in them, that one stage is held at a time, and that half a file is none."""
+
+import json
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import pg2ref
+from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.errors import InputError, Pg2RefError, UsageError
+from pg2ref.parity import summary, trace_file
+from pg2ref.parity.records import open_record
+from pg2ref.parity.trace_file import FullWriter, StatsWriter
+
+SCENE = Path(__file__).parent / "data" / "scene.png"
+IDS = np.array([7, 2, 5], np.int64)
+
+
+def everything(stage: str) -> bool:
+    return True
+
+
+def some_stages(rng: np.random.Generator) -> dict[str, Array]:
+    return {
+        "vision/layer_03/out": rng.standard_normal((5, 7)).astype(np.float32),
+        "prefix/embeddings": rng.standard_normal((11, 3)),
+        "step_002/text/layer_00/out": f32_to_bf16(rng.standard_normal((1, 13)).astype(np.float32)),
+    }
+
+
+def write(path: Path, stages: dict[str, Array]) -> None:
+    with FullWriter(path, everything, len(stages)) as writer:
+        for stage, array in stages.items():
+            assert writer(stage, array) is array
+        writer.finish({"precision": "f32"}, IDS, {"prefix/embeddings": {"f32": 1.23456789e-7}})
+
+
+def test_another_reader_finds_the_stages(tmp_path: Path, rng: np.random.Generator) -> None:
+    stages = some_stages(rng)
+    write(tmp_path / "t.safetensors", stages)
+    with safe_open(tmp_path / "t.safetensors", "np") as file:
+        metadata = file.metadata()
+        assert sorted(file.keys()) == sorted([*stages, "input/ids"])
+        np.testing.assert_array_equal(file.get_tensor("prefix/embeddings"), stages["prefix/embeddings"], strict=True)
+        np.testing.assert_array_equal(file.get_tensor("input/ids"), IDS, strict=True)
+    assert (metadata["format"], metadata["mode"], metadata["precision"]) == ("pg2ref-trace/1", "full", "f32")
+    assert json.loads(metadata["points"]) == [
+        {"name": "vision/layer_03/out", "shape": [5, 7], "type": "f32", "step": 0, "layer": 3},
+        {"name": "prefix/embeddings", "shape": [11, 3], "type": "f64", "step": 0, "layer": None,
+         "floor": {"f32": 1.235e-7}},
+        {"name": "step_002/text/layer_00/out", "shape": [1, 13], "type": "bf16", "step": 2, "layer": 0},
+    ]  # fmt: skip
+
+
+def test_stages_lie_in_the_order_of_computation(tmp_path: Path, rng: np.random.Generator) -> None:
+    stages = some_stages(rng)
+    write(tmp_path / "t.safetensors", stages)
+    record = open_record(tmp_path / "t.safetensors")
+    assert list(record.stages) == ["input/ids", *stages]
+    for name, array in stages.items():
+        np.testing.assert_array_equal(record.stages[name].read(), array, strict=True)
+    assert record.stages["prefix/embeddings"].floors == {"f32": 1.235e-7}
+    assert record.stages["step_002/text/layer_00/out"].type == "bf16"
+
+
+def test_one_stage_is_held_at_a_time(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Each array is gone when the next one comes, and on the disk already."""
+    with FullWriter(tmp_path / "t.safetensors", everything, 8) as writer:
+        held: list[weakref.ref[Array]] = []
+        for number in range(8):
+            array = rng.standard_normal((100, number + 1))
+            held.append(weakref.ref(array))
+            writer(f"stage_{number}", array)
+            np.testing.assert_array_equal(writer.read(f"stage_{number}"), array, strict=True)
+            del array
+            assert all(reference() is None for reference in held)
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    writer = FullWriter(tmp_path / "t.safetensors", everything, 2)
+
+    def run() -> None:
+        with writer:
+            writer("logits", np.ones((1, 4)))
+            assert len(list(tmp_path.iterdir())) == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_that_was_there_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(b"old")
+    with FullWriter(path, everything, 1) as writer:
+        writer("logits", np.ones((1, 4)))
+        assert path.read_bytes() == b"old"
+        writer.finish({}, IDS)
+    assert list(open_record(path).stages) == ["input/ids", "logits"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_more_stages_than_were_announced_are_refused(tmp_path: Path) -> None:
+    with FullWriter(tmp_path / "t.safetensors", everything, 1) as writer:
+        for number in range(1000):
+            writer(f"stage_{number}", np.ones(1))
+        with pytest.raises(Pg2RefError, match=r"1000 stages need .* of header, expected at most"):
+            writer.finish({}, IDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_comes_once(tmp_path: Path) -> None:
+    with FullWriter(tmp_path / "t.safetensors", everything, 2) as writer:
+        writer("logits", np.ones(1))
+        with pytest.raises(Pg2RefError, match="logits was recorded twice"):
+            writer("logits", np.ones(1))
+
+
+def test_only_points_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    with FullWriter(path, lambda stage: stage == "logits", 2) as writer:
+        assert not writer.wants("text/final_norm")
+        writer("text/final_norm", np.ones(1))
+        writer("logits", np.ones(1))
+        writer.finish({}, IDS)
+    assert list(open_record(path).stages) == ["input/ids", "logits"]
+
+
+# Mode stats.
+
+
+def test_sampled_positions_follow_the_recipe() -> None:
+    """The recipe as the docstring tells it, in other words."""
+    size, state, expected = 1000003, 0, []
+    for _ in range(256):
+        state = (1664525 * state + 1013904223) & 0xFFFFFFFF
+        expected.append((state * size) // 4294967296)
+    assert summary.sampled_positions(size).tolist() == expected
+    assert min(expected) < 10000
+    assert max(expected) > 990000
+    assert len(set(expected)) > 250
+    assert summary.sampled_positions(256).tolist() == list(range(256))
+
+
+def test_rows_and_columns_are_sampled_alike() -> None:
+    """A stride that is a multiple of the width would look at one column only."""
+    positions = summary.sampled_positions(256 * 2304)
+    assert len(set(positions % 2304)) > 230
+    assert len(set(positions // 2304)) > 140
+
+
+def test_statistics_are_those_of_the_numbers(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    monkeypatch.setattr(summary, "BLOCK", 100)
+    array = rng.standard_normal((13, 29)).astype(np.float32) + 3
+    found = summary.summarize(array)
+    exact = array.astype(np.float64)
+    assert (found.minimum, found.maximum) == (exact.min(), exact.max())
+    assert found[2:5] == pytest.approx((exact.mean(), exact.std(), np.linalg.norm(exact)), rel=1e-12)
+    assert found[5:7] == (0, 0)
+    np.testing.assert_array_equal(found.samples, array.reshape(-1)[summary.sampled_positions(array.size)])
+
+
+def test_numbers_that_are_none_are_counted_and_left_out() -> None:
+    found = summary.summarize(np.array([1.0, np.nan, -2.0, np.inf, -np.inf]))
+    assert (found.minimum, found.maximum, found.nans, found.infinities) == (-2.0, 1.0, 1, 2)
+    assert found.mean == -0.5
+    nothing = summary.summarize(np.array([np.nan]))
+    assert (nothing.minimum, nothing.maximum, nothing.norm) == (0.0, 0.0, 0.0)
+
+
+def test_a_record_of_all_stages_of_the_3b_model_takes_less_than_a_megabyte(tmp_path: Path) -> None:
+    names = [f"vision/layer_{i:02d}/attention_residual_{j}" for i in range(27) for j in range(12)]
+    names += [f"text/layer_{i:02d}/post_feedforward_layernorm_{j}" for i in range(26) for j in range(13)]
+    writer = StatsWriter(tmp_path / "s.safetensors", everything)
+    for name in names:
+        writer(name, np.ones((256, 2), np.float32))
+    writer.finish({}, IDS, {name: {"f32": 1.234e-7, "bf16": 5.678e-3} for name in names})
+    assert len(names) == 662
+    assert (tmp_path / "s.safetensors").stat().st_size < 1_000_000
+
+
+def test_a_summary_comes_back(tmp_path: Path, rng: np.random.Generator) -> None:
+    stages, path = some_stages(rng), tmp_path / "s.safetensors"
+    writer = StatsWriter(path, everything)
+    for name, array in stages.items():
+        writer(name, array)
+    writer.finish({}, IDS)
+    record = open_record(path)
+    assert list(record.stages) == ["input/ids", *stages]
+    for name, array in stages.items():
+        stage, expected = record.stages[name], summary.summarize(array)
+        assert stage.shape == array.shape
+        assert stage.summary is not None
+        assert stage.summary[:-1] == expected[:-1]
+        np.testing.assert_array_equal(stage.summary.samples, expected.samples)
+
+
+# A run.
+
+
+def test_a_trace_of_the_api_is_saved_with_its_facts(small_folder: Path, tmp_path: Path) -> None:
+    model = pg2ref.load(small_folder, precision="f32", backend="numpy")
+    trace = model.trace(SCENE, "caption en", steps=2)
+    assert {stage.split("/")[0] for stage in trace.stages} > {"vision", "text", "step_001", "step_002"}
+    trace.save(tmp_path / "full.safetensors")
+    trace.save(str(tmp_path / "stats.safetensors"), mode="stats")
+    full, stats = (open_record(tmp_path / f"{mode}.safetensors") for mode in ("full", "stats"))
+    assert list(full.stages) == list(stats.stages) == ["input/ids", *trace.stages]
+    for name, array in trace.stages.items():
+        np.testing.assert_array_equal(full.stages[name].read(), array, strict=True)
+    facts = full.facts
+    assert (facts["precision"], facts["backend"]) == ("f32", "numpy")
+    assert json.loads(facts["config"])["text"]["num_hidden_layers"] == 4
+    assert json.loads(facts["policy"])["window"] == "transformers"
+    assert json.loads(facts["answer_ids"]) == list(model.generate(SCENE, "caption en", max_new_tokens=3).token_ids)
+    given = json.loads(facts["input"])
+    assert given["prompt"] == "caption en"
+    assert given["ids"] == full.stages["input/ids"].read().tolist()
+    assert given["images"][0]["name"] == "scene.png"
+    assert json.loads(facts["model"]) == {"id": small_folder.name, "revision": None, "weights": "bf16"}
+    assert {"pg2ref", "numpy"} <= json.loads(facts["versions"]).keys()
+    assert str(small_folder) not in json.dumps(dict(facts)), "no paths of this machine"
+    with pytest.raises(UsageError, match="mode 'some' is not one of full, stats"):
+        trace.save(tmp_path / "x", mode="some")
+    with pytest.raises(Pg2RefError, match="cannot be written"):
+        trace.save(tmp_path / "nowhere" / "x")
+
+
+# Files that are no traces.
+
+
+def damaged(tmp_path: Path, **changes: str | None) -> Path:
+    path = tmp_path / "t.safetensors"
+    metadata: dict[str, str | None] = {"format": trace_file.FORMAT, "mode": "full", "points": "[]", **changes}
+    from safetensors.numpy import save_file
+
+    save_file({"input/ids": IDS}, path, {name: value for name, value in metadata.items() if value is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "pg2ref-trace/9"}, "pg2ref-trace/9, this version reads pg2ref-trace/1"),
+        ({"points": None}, "lacks or garbles 'points'"),
+        ({"points": "["}, "lacks or garbles"),
+        ({"points": "[3]"}, "lacks or garbles"),
+        ({"points": '[{"name": "logits"}]'}, "lacks or garbles 'logits'"),
+        ({"mode": "stats", "points": '[{"name": "logits", "shape": [1], "type": "f32"}]'}, "garbles 'stats/samples'"),
+    ],
+)
+def test_damaged_traces_are_refused(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_record(damaged(tmp_path, **changes))
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found nothing"):
+        open_record(tmp_path / "absent")
+    (tmp_path / "text").write_text("no tensors in here")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        open_record(tmp_path / "text")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="expected npy or safetensors files in the folder, found none"):
+        open_record(tmp_path / "empty")

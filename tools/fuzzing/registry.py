@@ -1,0 +1,9 @@
+"""All targets by name. A reader of a new kind of file adds its module's TARGETS here."""
+
+from collections.abc import Mapping
+
+from fuzzing import answer_inputs, config_inputs, image_inputs, npz_inputs, safetensors_inputs
+from fuzzing.target import Target
+
+MODULES = (safetensors_inputs, config_inputs, image_inputs, answer_inputs, npz_inputs)
+TARGETS: Mapping[str, Target] = {target.name: target for module in MODULES for target in module.TARGETS}
