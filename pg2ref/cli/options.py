@@ -56,7 +56,7 @@ sampling_options = decorator_of(
         "--seed",
         default=0,
         show_default=True,
-        help="Of the draws: the same seed, the same answer. `generate` without an image draws the scene of this number.",
+        help="Of the draws: the same seed, the same answer. `generate` without an image draws this scene.",
     ),
 )
 
