@@ -451,7 +451,7 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
     "no threads": (options("--threads", 0), USAGE, ["--threads", "x>=1"]),
     "unknown option": (options("--max-length", 5), USAGE, ["no such option", "--max-length", "generate --help"]),
     "unknown command": (lambda world: ["caption", world.picture], USAGE, ["no such command", "caption", "--help"]),
-    "no image": (lambda world: ["generate", "-m", world.small], USAGE, ["expected images", "--video"]),
+    "no image": (lambda world: ["generate", "-m", world.small], USAGE, ["no image given", "name one"]),
     "no model, tokenize": (lambda world: ["tokenize", "x"], USAGE, ["no model given", "-m FOLDER"]),
     "no model, inspect": (lambda world: ["inspect"], USAGE, ["no model given", "-m FOLDER"]),
     "two models": (lambda world: ["inspect", world.small, "-m", world.sharded], USAGE, ["two models", "name one"]),

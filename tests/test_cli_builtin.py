@@ -108,7 +108,7 @@ def test_a_folder_that_may_not_be_written_is_left_alone(
 def test_another_model_wants_an_image(run: Run, small_folder: Path) -> None:
     ran = run("generate", "-m", small_folder)
     assert (ran.code, ran.out) == (2, "")
-    assert "expected images, or --video" in ran.err
+    assert "no image given: name one" in ran.err
 
 
 def test_without_a_model_the_built_in_one_answers(run: Run, scene: Path, small_folder: Path) -> None:
@@ -121,6 +121,14 @@ def test_without_a_model_the_built_in_one_answers(run: Run, scene: Path, small_f
         assert run(*command, "-q").err == ""
     other = run("generate", scene, "-m", small_folder, "-n", 2, "--json")
     assert (json.loads(other.out)["model"]["builtin"], other.err) == (False, "")
+
+
+def test_its_stages_are_recorded(run: Run, scene: Path) -> None:
+    ran = run("trace", scene, "-o", "run.safetensors", "--json")
+    assert ran.code == 0
+    assert ran.err.startswith(NOTE)
+    assert json.loads(ran.out)["precision"] == "f32"
+    assert run("trace", scene, "-o", "run.safetensors", "-q").err == ""
 
 
 def test_objects_with_masks(run: Run, scene: Path) -> None:

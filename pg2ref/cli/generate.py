@@ -100,10 +100,11 @@ def command(
     pg2ref generate --video clip.mp4 --frames 16 --stride 30 -m ./activitynet -p "caption en"
     curl -s https://example.org/cat.jpg | pg2ref generate - -m ./mix -p ocr
     """
+    if not images and video is None and name is not None:
+        raise UsageError("no image given: name one; without -m too, the built-in model answers about a scene it draws")
     check_pictures(overlay, masks)
-    draws_scene = not images and (name, video, frames, stride) == (None, None, None, None)
-    pictures = [] if draws_scene else frames_of(video, frames, stride, bool(images))
     sources, asked = read_stdin(images, DEFAULT_PROMPT if prompt is None else prompt)
+    sources += frames_of(video, frames, stride, bool(images))
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
     model = open_model(name, quiet=quiet, vae=vae, loc_scale=loc_scale, **computed)
     if verbose:
@@ -116,10 +117,10 @@ def command(
         "quiet": quiet,
         "verbose": verbose,
     }
-    if draws_scene:
-        answer_about_scene(model, None if prompt is None else asked, options, **wanted)
+    if sources:
+        answer_about_images(model, sources, asked, options, **wanted)
     else:
-        answer_about_images(model, sources + pictures, asked, options, **wanted)
+        answer_about_scene(model, None if prompt is None else asked, options, **wanted)
 
 
 def answer_about_images(
@@ -151,8 +152,8 @@ def answer_about_images(
 
 def frames_of(video: str | None, frames: int | None, stride: int | None, has_images: bool) -> list["Frame"]:
     """The frames that --video, --frames and --stride ask for; none without --video."""
-    if has_images == (video is not None):
-        raise UsageError("expected images, or --video FILE: one of them, or neither and no -m, to draw a scene")
+    if has_images and video is not None:
+        raise UsageError("expected images, or --video FILE: one of them")
     if video is None:
         if (frames, stride) != (None, None):
             raise UsageError("--frames and --stride choose frames of a --video: there is none")

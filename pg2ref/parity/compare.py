@@ -32,7 +32,8 @@ class Tolerance(NamedTuple):
     assumed: float  # where the reference has no floor
 
 
-# Measured on small random models and on random weights of 3b-224: see the README.
+# Transformers 5.23 on small random models: at most 3.9 times the floor in float32, 1.2 in bf16; on random weights of
+# 3b-224 1.3 and 1.1. Sums of a float32 port may be longer than those that the floor was computed with.
 TOLERANCES: Mapping[str, Tolerance] = {
     "f32": Tolerance(factor=8, least=2.0**-24, assumed=1e-4),
     "bf16": Tolerance(factor=2, least=2.0**-9, assumed=5e-2),

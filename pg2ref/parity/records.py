@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.checkpoint.safetensors_file import STORED_NAMES, TensorFile, brief, read_tensors
-from pg2ref.errors import CheckpointError, InputError
+from pg2ref.checkpoint.safetensors_file import STORED_NAMES, TensorFile, read_tensors
+from pg2ref.errors import CheckpointError, InputError, brief
 from pg2ref.parity.name_map import NameMap
 from pg2ref.parity.summary import Summary
 from pg2ref.parity.trace_file import FORMAT, IDS, NUMBERS, SAMPLED, TYPES, num_samples

@@ -18,9 +18,9 @@ from pg2ref.policy import Policy
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The run: `model` says id, revision, dtype, backend and weights, as in a result's JSON."""
+    """The run: `model` says id, revision, dtype, backend, weights and builtin, as in a result's JSON."""
 
-    model: Mapping[str, str | None]
+    model: Mapping[str, Any]
     config: PaliGemmaConfig
     policy: Policy
     images: Sequence[InputImage]
