@@ -123,6 +123,14 @@ def test_without_a_model_the_built_in_one_answers(run: Run, scene: Path, small_f
     assert (json.loads(other.out)["model"]["builtin"], other.err) == (False, "")
 
 
+def test_its_stages_are_recorded(run: Run, scene: Path) -> None:
+    ran = run("trace", scene, "-o", "run.safetensors", "--json")
+    assert ran.code == 0
+    assert ran.err.startswith(NOTE)
+    assert json.loads(ran.out)["precision"] == "f32"
+    assert run("trace", scene, "-o", "run.safetensors", "-q").err == ""
+
+
 def test_objects_with_masks(run: Run, scene: Path) -> None:
     ran = run("segment", scene, "green ring", "--json", "-q")
     (ring,) = json.loads(ran.out)["objects"]

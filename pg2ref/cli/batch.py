@@ -119,7 +119,7 @@ def command(
             say(f"{out} is complete", quiet)
             return
         done = results.skip_done(rows) if results is not None else 0
-        failed = write_outcomes(answer(model_name, rows, **options), results, Progress(done, total, quiet))
+        failed = write_outcomes(answer(model_name, rows, quiet=quiet, **options), results, Progress(done, total, quiet))
         if results is not None:
             results.finish()
             failed += results.failed
@@ -168,7 +168,14 @@ def open_results(out: str, resume: bool, stack: ExitStack) -> "ResultsFile":
 
 
 def answer(
-    name: str, rows: Iterator["Row"], *, engine: str, ray_address: str | None, together: int, **options: Any
+    name: str,
+    rows: Iterator["Row"],
+    *,
+    engine: str,
+    ray_address: str | None,
+    together: int,
+    quiet: bool,
+    **options: Any,
 ) -> Iterator["Outcome"]:
     """The outcomes of the rows, made here or on a cluster."""
     from pg2ref.generation.options import AnswerOptions
@@ -180,7 +187,7 @@ def answer(
         return answer_rows_on_ray({"name": name, **options}, rows, answer_options, together, ray_address)
     from pg2ref.batch.run import answer_rows
 
-    return answer_rows(open_model(name, **options), rows, answer_options, together)
+    return answer_rows(open_model(name, quiet=quiet, **options), rows, answer_options, together)
 
 
 def write_outcomes(outcomes: Iterator["Outcome"], results: "ResultsFile | None", progress: "Progress") -> int:

@@ -65,7 +65,12 @@ sampling_options = decorator_of(
     click.option("--temperature", default=0.0, show_default=True, help="0: the best token each time; above 0: drawn."),
     click.option("--top-k", type=int, help="Draw from so many best tokens only, from all if unset (Transformers: 50)."),
     click.option("--top-p", type=float, help="Draw from the best tokens that hold this share of the probability."),
-    click.option("--seed", default=0, show_default=True, help="Of the draws: the same seed, the same answer."),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        help="Of the draws: the same seed, the same answer. `generate` without an image draws this scene.",
+    ),
 )
 
 

@@ -49,7 +49,7 @@ def command(
     required_model(name)  # before anything waits for stdin
     sources, prompt = read_stdin(images, prompt)
     line = ProgressLine(enabled=not quiet)
-    model = open_model(name, **choices)
+    model = open_model(name, quiet=quiet, **choices)
     try:
         scores = model.score(
             sources, prompt, continuations, with_end=not no_end, tap=LayerProgress(line, model, len(sources))

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pg2ref.cli.files import check_writable
-from pg2ref.cli.options import computation_options, json_option, model_option, open_model, required_model
+from pg2ref.cli.options import computation_options, json_option, model_option, open_model
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
 from pg2ref.errors import UsageError
@@ -78,7 +78,6 @@ def command(
     pg2ref trace photo.jpg -m ./mix -p "detect cat" --steps 8 --points "layer_00/|logits" -o run.safetensors
     pg2ref compare truth.safetensors run.safetensors
     """
-    model_name = required_model(name)
     if out == "-":
         raise UsageError("--out: expected the name of a file, a trace cannot go to stdout")
     if with_floor and precision not in (None, "f64"):
@@ -86,10 +85,11 @@ def command(
     check_writable(out)
     sources, prompt = read_stdin(images, prompt)
     line = ProgressLine(enabled=not quiet)
+    from pg2ref.demo.builtin import NAME
     from pg2ref.recording.record import choose_points, record, trace_precision
 
     chosen = choose_points(points)
-    precision = "f64" if with_floor else precision or trace_precision(model_name)
+    precision = "f64" if with_floor else precision or trace_precision(NAME if name is None else name)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
     model = open_model(name, quiet=quiet, **computed)
     try:
