@@ -480,8 +480,8 @@ COLOUR_FAULTS: dict[str, tuple[str, Any]] = {
         lambda image, name: original_to_rgb(image, name) if image.mode == "I;16" else image.convert("RGB"),
     ),
     "11 transparent over black": ("_to_rgb", over_black),
-    "11 16 bits saturated": ("_grey_levels", lambda image, name: np.clip(np.asarray(image), 0, 255).astype(np.uint8)),
-    "11 16 bits wrapped": ("_grey_levels", lambda image, name: np.asarray(image).astype(np.uint8)),
+    "11 16 bits saturated": ("_grey_levels", lambda strip: np.clip(np.asarray(strip), 0, 255).astype(np.uint8)),
+    "11 16 bits wrapped": ("_grey_levels", lambda strip: np.asarray(strip).astype(np.uint8)),
     "11 orientation ignored": ("_TRANSPOSE", {}),
     "11 orientation turned the other way": ("_TRANSPOSE", turned),
 }

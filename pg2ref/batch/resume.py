@@ -32,6 +32,7 @@ class ResultsFile:
         with self._refusals():
             self._file = open(self.part, "ab+", buffering=0)  # noqa: SIM115 - until `close`
         if not _lock(self._file.fileno()):
+            self._file.close()
             raise UsageError(f"{self.part} is being written by another process: wait for it, or choose another --out")
 
     def skip_done(self, rows: Iterator[Row]) -> int:

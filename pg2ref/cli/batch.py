@@ -15,6 +15,7 @@ import click
 from pg2ref.cli.files import check_writable
 from pg2ref.cli.objects import reading_options
 from pg2ref.cli.options import (
+    adapter_option,
     computation_options,
     length_option,
     model_option,
@@ -22,6 +23,7 @@ from pg2ref.cli.options import (
     quiet_option,
     required_model,
     sampling_options,
+    tokenizer_option,
 )
 from pg2ref.cli.progress import ProgressLine
 from pg2ref.errors import InputError, Pg2RefError, UsageError
@@ -45,6 +47,8 @@ def parse_shard(ctx: click.Context, parameter: click.Parameter, value: str) -> t
 @click.command("batch", short_help="Answer many prompts: JSON lines in, JSON lines out.")
 @click.argument("source", metavar="IN")
 @model_option
+@adapter_option
+@tokenizer_option
 @click.option("-o", "--out", required=True, metavar="FILE", help="The results, a line a row; `-`: stdout.")
 @click.option("-p", "--prompt", help="For rows without one, and for all images of a folder.")
 @length_option

@@ -4,7 +4,16 @@ from typing import Any
 
 import click
 
-from pg2ref.cli.options import computation_options, json_option, model_option, open_model, quiet_option, required_model
+from pg2ref.cli.options import (
+    adapter_option,
+    computation_options,
+    json_option,
+    model_option,
+    open_model,
+    quiet_option,
+    required_model,
+    tokenizer_option,
+)
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
 
@@ -12,6 +21,8 @@ from pg2ref.cli.stdin import read_stdin
 @click.command("score", short_help="How likely given answers are.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
+@adapter_option
+@tokenizer_option
 @click.option("-p", "--prompt", required=True, help="The task; `-` reads it from stdin.")
 @click.option(
     "-c",

@@ -39,8 +39,8 @@ WEIGHTS = {
     "edges": 0.5,
     "pose": 0.5,
     "distance": 2.0,
-    "letters": 1.2,
-    "word": 1.2,
+    "letters": 2.5,
+    "word": 2.5,
 }
 
 

@@ -4,6 +4,7 @@ The words that scenes carry are left out on purpose: they are spelled letter by 
 can be read too.
 """
 
+import tempfile
 from pathlib import Path
 
 import tokenizer_model
@@ -40,7 +41,14 @@ def sentences() -> list[str]:
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
-    """Write the tokenizer files into a checkpoint's folder, and open them."""
-    image_id = tokenizer_model.write_tokenizer_files(folder, FIRST_LOCATION, sentences())
-    assert image_id == IMAGE_ID
+    """Write the tokenizer files into a checkpoint's folder, and open them.
+
+    Each is whole as soon as it is there: processes that train together all write them, and read what others wrote.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        image_id = tokenizer_model.write_tokenizer_files(Path(private), FIRST_LOCATION, sentences())
+        assert image_id == IMAGE_ID
+        for path in Path(private).iterdir():
+            path.replace(folder / path.name)
     return Tokenizer.load(folder, IMAGE_ID)
