@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cli_runner import Run, make_run, write_picture
 
-HAS_TRANSFORMERS = find_spec("torch") is not None and find_spec("transformers") is not None
+HAS_PARITY = all(find_spec(package) for package in ("torch", "transformers", "peft"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,10 +21,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     parity = [item for item in items if item.get_closest_marker("parity")]
     for item in parity:
         item.add_marker(pytest.mark.filterwarnings("ignore"))  # Transformers' and torch's own
-    if HAS_TRANSFORMERS:
+    if HAS_PARITY:
         return
     if config.getoption("--require-parity"):
-        raise pytest.UsageError("--require-parity: install the `parity` extra, torch==2.13.0 and transformers==5.23.0")
+        raise pytest.UsageError(
+            "--require-parity: install the `parity` extra: torch==2.13.0, transformers==5.23.0, peft==0.21.2"
+        )
     for item in parity:
         item.add_marker(pytest.mark.skip(reason="needs the `parity` extra"))
 
