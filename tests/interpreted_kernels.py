@@ -97,7 +97,7 @@ def elementwise_results(rng: np.random.Generator) -> dict[str, Array]:
             rng.standard_normal(s).astype(np.float32) for s in [(rows, outputs), (rows, 45), (2, 45), (2, outputs)]
         )
         gain = None if rows == 1 else rng.uniform(0.5, 2, outputs).astype(np.float32)
-        found[f"add_thin/{rows}"] = thin.add_thin(out, x, down, up, gain, gain)
+        found[f"add_thin/{x.shape[1]}_{rows}"] = thin.add_thin(out, x, down, up, gain, gain)
     heads = rng.standard_normal((5, 3, 14)).astype(np.float32)
     angles = rng.uniform(-4, 4, (5, 7))
     found["rotate/"] = elementwise.rotate(heads, np.cos(angles), np.sin(angles))
@@ -119,7 +119,10 @@ def attend_results(rng: np.random.Generator) -> dict[str, Array]:
             found[f"attend/{keys}_{scale}_{cap}"] = attention.attend(query, key, value, first, last, **options)
             out = attention.attend_bf16(query, f32_to_bf16(key), value, first, last, **options)
             found[f"attend_bf16/{keys}_{scale}_{cap}"] = out
-    return found
+    scores, halves = rng.standard_normal(37).astype(np.float32), np.zeros(37, np.uint16)
+    attention.round_scaled(scores, np.float32(0.3), halves)
+    attention.scale_all(scores, np.float32(0.3))
+    return found | {"bits/rounded weights": halves, "bits/weights": scores}
 
 
 def layout_results(rng: np.random.Generator) -> dict[str, Array]:

@@ -410,7 +410,7 @@ CASES: dict[str, tuple[Callable[[World], Arguments], int, list[str]]] = {
     "config of another model": (
         config_text('{"model_type": "llama"}'),
         INCONSISTENT,
-        ["not a PaliGemma configuration"],
+        ["model_type is 'llama'", "computes 'paligemma' only"],
     ),
     "missing shard": (missing_shard, INCONSISTENT, ["1 of 4 shards", "model-00002-of-00004", "download"]),
     "index leaves the folder": (index_that_leaves_the_folder, INCONSISTENT, ["plain name.safetensors", "../../etc"]),

@@ -65,7 +65,7 @@ def test_results_are_those_of_compiled_kernels(
         elif kind == "attend_bf16":  # a weight may fall to the next bf16 number; weights add up to 1, values are below
             assert np.abs(actual - expected).max() <= 2.0**-7, name
         else:
-            assert_close(actual, expected, kind, terms=int(case.split("_")[0]) if kind == "attend" else 1)
+            assert_close(actual, expected, kind, terms=int(case.split("_")[0]) if kind in ("attend", "add_thin") else 1)
 
 
 def test_a_line_that_is_not_executed_is_noticed() -> None:

@@ -173,7 +173,7 @@ def fast(precision: str) -> Ops:
         rotate=elementwise.rotate,
         to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
-        attention_weights=attention_weights_by(linear_one, elementwise.soft_cap),
+        attention_weights=attention_weights_by(fast("f32").linear if is_bf16 else linear_one, elementwise.soft_cap),
         rotation_table=rope.rotation_table,
         add=ops.add,
         scale=ops.scale,
