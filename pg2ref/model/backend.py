@@ -162,7 +162,7 @@ def fast(precision: str) -> Ops:
             return elementwise.gated_gelu(*linear_each(x_TD, [gate_FD, up_FD]))
         return linear.gated_linear(x_TD, gate_FD, up_FD, is_bf16=is_bf16)
 
-    return Ops(
+    return REFERENCE._replace(  # what is not hot stays NumPy's
         linear=linear_one,
         linear_each=linear_each,
         gated_linear=gated_linear,
@@ -174,9 +174,6 @@ def fast(precision: str) -> Ops:
         to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
         attention_weights=attention_weights_by(fast("f32").linear if is_bf16 else linear_one, elementwise.soft_cap),
-        rotation_table=rope.rotation_table,
-        add=ops.add,
-        scale=ops.scale,
     )
 
 
