@@ -48,8 +48,11 @@ def quantize_rows(x_TD, zero, codes_BTX, scales_BTG, corrections_BTG):  # type: 
                 code = np.int32(np.rint(numbers[k] * inverse))
                 codes[k] = code
                 total += code
-            for k in range(numbers.size):  # a NaN is lost by `max` and by the codes: it goes into the scale
-                largest += numbers[k] * np.float32(0)
+            strangers = np.int32(0)
+            for k in range(numbers.size):  # `max` and codes lose what is not finite: it goes into the scale
+                strangers += np.int32(numbers[k] - numbers[k] != 0)
+            if strangers:
+                largest = np.float32(np.nan)
             scales_BTG[block, t, g] = largest / MOST_CODE
             corrections_BTG[block, t, g] = -np.int32(zero) * total
 

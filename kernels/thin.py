@@ -8,6 +8,7 @@ import numpy as np
 from numba import prange
 
 from pg2ref.kernels.compiling import kernel, run
+from pg2ref.kernels.simd.sums import dot
 from pg2ref.kernels.stored import Array, widened
 
 CHUNK = 1024  # outputs at a time: a stretch of `up` of rank 8 is 32 kB, and is used for all rows
@@ -18,11 +19,7 @@ def thin_products(x_TD, down_RD, thin_TR):  # type: ignore[no-untyped-def]
     """Rows times down.T."""
     T, R = thin_TR.shape
     for i in prange(T * R):
-        row, weights = x_TD[i // R], down_RD[i % R]
-        total = np.float32(0)
-        for d in range(row.size):
-            total += row[d] * weights[d]
-        thin_TR[i // R, i % R] = total
+        thin_TR[i // R, i % R] = dot(x_TD[i // R], down_RD[i % R])
 
 
 @kernel

@@ -15,8 +15,8 @@ from pg2ref.kernels.simd.cpu import Cpu
 F64, F32 = ir.DoubleType(), ir.FloatType()
 I64, I32, I16, I8 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 
-# Numba gives an instruction without flags those of its function, `reassoc` too, and LLVM then adds up in the order that
-# suits the processor. This one means something to divisions alone.
+# Numba gives an instruction without flags those of its function, `contract` too, and a product and a sum then become
+# one where the processor can. This flag means something to divisions alone.
 AS_WRITTEN = ("arcp",)
 
 

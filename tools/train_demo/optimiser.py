@@ -48,9 +48,12 @@ class Optimiser:
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on from there."""
+        """Go on from there, at the rates that this one was made with."""
         for part, state in zip(self.parts, states, strict=True):
+            highest = [group["highest"] for group in part.param_groups]
             part.load_state_dict(state)
+            for group, rate in zip(part.param_groups, highest, strict=True):
+                group["highest"] = rate
 
 
 def rate_share(step: int, steps: int, warm_up: int, final_share: float) -> float:

@@ -21,8 +21,8 @@ from pg2ref.inputs.tokenizer import Tokenizer
 
 PER_SCENE = 3
 LONG_PERCENT = 60
-LONG = {"detect": 50, "caption": 30, "segment": 20}  # how often of each hundred
-SHORT = {"count": 50, "colour": 15, "shape": 10, "ocr": 25}
+LONG = {"detect": 45, "caption": 37, "segment": 18}  # how often of each hundred
+SHORT = {"count": 30, "colour": 10, "shape": 10, "ocr": 50}
 NO_TEXT_SHARE = 4  # a scene without a word is asked for it this many times less often
 
 

@@ -27,7 +27,7 @@ from transformers import PaliGemmaForConditionalGeneration
 from vocabulary import FIRST_LOCATION, VOCAB_SIZE
 
 SIGMAS = (4.0, 3.0)  # of locations, in the tower's edges and in answers
-TOWER_SHARE = 0.2  # of the rate
+TOWER_SHARE = 0.5  # of the rate
 AUXILIARY_WEIGHT = 0.3
 FIT_SHARDS, RIDGE = 2, 1.0
 DEFAULTS = Options(steps=40000, batch_size=6, highest_rate=1.2e-3, muon_rate=1.2e-3, final_share=0.3, scenes=131072)
