@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -11,28 +10,24 @@ import numpy as np
 
 from pg2ref.adapters.adapter import Adapter, read_adapter
 from pg2ref.adapters.apply import with_adapters
-from pg2ref.arrays import Array
+from pg2ref.answer import Answer, Prepared, warnings_about
 from pg2ref.checkpoint.loader import Checkpoint, check_vocabulary, not_finite_tensors
 from pg2ref.checkpoint.open import open_checkpoint
 from pg2ref.checkpoint.vae_npz import VAE_NAME, read_mask_decoder
 from pg2ref.demo import builtin
 from pg2ref.demo.familiarity import Familiarity, read_familiarity
 from pg2ref.errors import CheckpointError, UsageError
-from pg2ref.generation.beam import beam_search
-from pg2ref.generation.generate import TokenEvent, generate
 from pg2ref.generation.options import AnswerOptions
 from pg2ref.generation.score import score
 from pg2ref.inputs.image import Frame, ImageSource, Picture, file_digest, pixel_values, read_image
 from pg2ref.inputs.prompt import prompt_ids
-from pg2ref.inputs.tokenizer import IncrementalDetokenizer, Tokenizer
+from pg2ref.inputs.tokenizer import Tokenizer
 from pg2ref.model.backend import choose_precision, operations
 from pg2ref.model.paligemma import PaliGemma, encode_images
 from pg2ref.model.vqvae import MaskDecoder
-from pg2ref.outputs.objects import find_objects
-from pg2ref.outputs.result import Alternative, InputImage, Result, Timing, Token, versions
+from pg2ref.outputs.result import InputImage, Result, versions
 from pg2ref.outputs.scores import Continuation, ScoredToken, Scores
 from pg2ref.policy import LOC_SCALES, PRESETS, RESIZE_POLICIES, WINDOW_POLICIES, Policy
-from pg2ref.recording.facts import RunFacts
 from pg2ref.recording.run_trace import RunTrace
 from pg2ref.trace import Guard, NotFiniteError, Tap, no_tap
 
@@ -119,14 +114,6 @@ def load(
     return Model(checkpoint, tokenizer, numbers, policy, described, seconds, mask_decoder, familiarity, read)
 
 
-@dataclass(frozen=True)
-class StreamEvent:
-    """A token and the text that has become certain with it: an unfinished UTF-8 sequence waits for its end."""
-
-    token: TokenEvent
-    text: str
-
-
 class Model:
     """A checkpoint that answers. Made by `load()`."""
 
@@ -167,7 +154,7 @@ class Model:
         *,
         tap: Tap = no_tap,
         **options: Any,
-    ) -> "Answer":
+    ) -> Answer:
         """The same token by token: iterate over the answer, then ask it for its `result()`.
 
         Args:
@@ -222,10 +209,10 @@ class Model:
                 Continuation(text, tuple(map(ScoredToken, tokens, map(tokenizer.piece, tokens), logprobs)))
                 for text, tokens, logprobs in zip(continuations, ids, self.compute(run), strict=True)
             ),
-            warnings=_warnings(self, prepared, max(map(len, ids))),
+            warnings=warnings_about(self, prepared, max(map(len, ids))),
         )
 
-    def about(self, prepared: "Prepared") -> dict[str, Any]:
+    def about(self, prepared: Prepared) -> dict[str, Any]:
         """What every outcome says: the model, what was asked, the choices, the versions."""
         return {
             "model": self.described,
@@ -272,7 +259,7 @@ class Model:
                 "(`pg2ref inspect --verify` lists every such tensor)"
             ) from None
 
-    def prepare(self, images: ImageSource | Sequence[ImageSource], prompt: str) -> "Prepared":
+    def prepare(self, images: ImageSource | Sequence[ImageSource], prompt: str) -> Prepared:
         """Read and resize the images and lay out the prompt; no arithmetic of the model yet."""
         if not isinstance(prompt, str):
             raise UsageError(f"the prompt must be a string, got {type(prompt).__name__}")
@@ -288,142 +275,6 @@ class Model:
             ),
             picture=opened[0],
         )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Images and prompt as the model reads them."""
-
-    images: tuple[InputImage, ...]
-    pixel_values: list[Array]  # pixel_values_CYX of each image
-    prompt: str
-    prompt_ids: list[int]
-    picture: Picture  # the first image, upright, in RGB
-
-
-class Answer:
-    """An answer in the making. Iterate once; `result()` is complete afterwards."""
-
-    def __init__(self, model: Model, prepared: Prepared, options: AnswerOptions, tap: Tap = no_tap) -> None:
-        self.model, self.prepared, self.options = model, prepared, options
-        self._tap = Guard(tap)
-        self._begun = False
-        self._detokenizer = IncrementalDetokenizer(model.tokenizer)
-        self.events: list[TokenEvent] = []
-        self.text = ""
-        self.vision_seconds = 0.0
-        self.warnings = _warnings(model, prepared, options.max_new_tokens)
-
-    def __iter__(self) -> Iterator[StreamEvent]:
-        """Compute, and yield each token as soon as it is chosen.
-
-        Raises:
-            UsageError: the second time.
-        """
-        if self._begun:
-            raise UsageError("an answer is computed once, while it is iterated over: ask the model again")
-        self._begun = True
-        events = self.model.compute(self._start)
-        while (event := self.model.compute(lambda: next(events, None))) is not None:
-            yield self.add(event)
-
-    def add(self, event: TokenEvent) -> StreamEvent:
-        """Take the next token, made by `__iter__` or beside other answers (batch/run.py)."""
-        self.events.append(event)
-        ended = event.finish_reason == "stop"
-        piece = "" if ended else self._detokenizer.feed(event.token_id)
-        if event.finish_reason:
-            piece += self._detokenizer.flush()
-        self.text += piece
-        return StreamEvent(event, piece)
-
-    def look(self) -> Array:
-        """Run the vision tower; the embeddings of all images."""
-        started = time.perf_counter()
-        embeddings_ID = encode_images(self.model.numbers, self.prepared.pixel_values, tap=self._tap)
-        self.vision_seconds = time.perf_counter() - started
-        if self.model.familiarity is not None:
-            self.warnings += self.model.familiarity.warnings(embeddings_ID, len(self.prepared.images))
-        return embeddings_ID
-
-    def _start(self) -> Iterator[TokenEvent]:
-        numbers, options = self.model.numbers, self.options
-        embeddings_ID = self.look()
-        shared: dict[str, Any] = {
-            "max_new_tokens": options.max_new_tokens,
-            "num_alternatives": options.logprobs,
-            "tap": self._tap,
-        }
-        prompt_ids = self.prepared.prompt_ids
-        if options.beams > 1:
-            return iter(beam_search(numbers, embeddings_ID, prompt_ids, num_beams=options.beams, **shared))
-        return generate(
-            numbers, embeddings_ID, prompt_ids, sampler=options.sampler(), use_cache=options.use_cache, **shared
-        )
-
-    def run_facts(self) -> RunFacts:
-        """What a trace says of the run so far."""
-        model, prepared = self.model, self.prepared
-        return RunFacts(
-            model=model.described,
-            config=model.config,
-            policy=model.policy,
-            images=prepared.images,
-            pixel_values=prepared.pixel_values,
-            prompt=prepared.prompt,
-            prompt_ids=prepared.prompt_ids,
-            answer_ids=[event.token_id for event in self.events],
-        )
-
-    def result(self) -> Result:
-        """Everything about the answer so far."""
-        tokenizer, prepared = self.model.tokenizer, self.prepared
-        decode_seconds = sum(event.seconds for event in self.events[1:])
-        objects, problems = find_objects(
-            self.text,
-            [(tokenizer.piece(event.token_id), event.logprob) for event in self.events],
-            prepared.picture.size,
-            self.model.policy.loc_scale,
-            self.model.mask_decoder,
-        )
-        return Result(
-            **self.model.about(prepared),
-            text=self.text,
-            objects=objects,
-            problems=problems,
-            finish_reason=self.events[-1].finish_reason if self.events else None,
-            tokens=tuple(
-                Token(
-                    event.token_id,
-                    tokenizer.piece(event.token_id),
-                    event.logprob,
-                    tuple(
-                        Alternative(other.token_id, tokenizer.piece(other.token_id), other.logprob)
-                        for other in event.alternatives
-                    ),
-                )
-                for event in self.events
-            ),
-            timing=Timing(
-                load_s=self.model.load_seconds,
-                vision_s=self.vision_seconds,
-                prefill_s=self.events[0].seconds if self.events else 0.0,
-                decode_s=decode_seconds,
-                decode_tok_s=(len(self.events) - 1) / decode_seconds if decode_seconds else None,
-            ),
-            warnings=self.warnings,
-            picture=prepared.picture,
-        )
-
-
-def _warnings(model: Model, prepared: Prepared, max_new_tokens: int) -> tuple[str, ...]:
-    found = []
-    most = model.config.text.max_position_embeddings
-    if len(prepared.prompt_ids) + max_new_tokens > most:
-        found.append(f"the prompt and max_new_tokens together pass the {most} positions the model was made for")
-    if prepared.prompt.endswith("\n"):
-        found.append("the prompt ends with a newline; one is added anyway, and two are another token than one")
-    return tuple(found)
 
 
 def _input_image(source: ImageSource, picture: Picture) -> InputImage:

@@ -18,7 +18,7 @@ from cli_runner import write_picture
 from PIL import Image
 
 import pg2ref
-from pg2ref.api import StreamEvent
+from pg2ref.answer import StreamEvent
 from pg2ref.errors import CheckpointError, InputError, ModelNotAvailableError, Pg2RefError, UsageError
 from pg2ref.generation.generate import TokenEvent
 

@@ -47,7 +47,7 @@ def say(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
             if len(ids) > max_new_tokens:
                 yield TokenEvent(ids[max_new_tokens], 0.0, (), 0.1, "length")
 
-        monkeypatch.setattr("pg2ref.api.generate", generate)
+        monkeypatch.setattr("pg2ref.answer.generate", generate)
 
     return set_answer
 

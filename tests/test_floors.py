@@ -108,6 +108,7 @@ FLOORS = {
     "demo.truth": 8.5,
     "demo.languages": 8.0,
     "demo.tasks": 8.5,
+    "answer": 7.9,
     "api": 8.0,
     "benchmark.work": 7.4,
     "benchmark.report": 7.5,

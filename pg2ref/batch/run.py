@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pg2ref.api import Answer, Model
+from pg2ref.answer import Answer
+from pg2ref.api import Model
 from pg2ref.batch.rows import Row
 from pg2ref.errors import CheckpointError, Pg2RefError, UsageError
 from pg2ref.generation.batch import Together

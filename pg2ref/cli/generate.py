@@ -24,7 +24,8 @@ from pg2ref.cli.stdin import read_stdin
 from pg2ref.errors import UsageError
 
 if TYPE_CHECKING:
-    from pg2ref.api import Answer, Model
+    from pg2ref.answer import Answer
+    from pg2ref.api import Model
     from pg2ref.inputs.image import Frame
 
 DEFAULT_PROMPT = "caption en"

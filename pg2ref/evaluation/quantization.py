@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pg2ref.api import Model, Prepared, load
+from pg2ref.answer import Prepared
+from pg2ref.api import Model, load
 from pg2ref.arrays import Array, widen
 from pg2ref.checkpoint.loader import Checkpoint
 from pg2ref.checkpoint.locate import locate
