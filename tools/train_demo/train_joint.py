@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PaliGemmaForConditionalGeneration
 from vocabulary import FIRST_LOCATION, VOCAB_SIZE
 
-SIGMAS = (4.0, 3.0)  # of locations, in the tower's edges and in answers
+SIGMAS = (4.0, 1.0)  # of locations, in the tower's edges and in answers
 TOWER_SHARE = 0.5  # of the rate
 AUXILIARY_WEIGHT = 0.3
 FIT_SHARDS, RIDGE = 2, 1.0
