@@ -1,6 +1,7 @@
 """`pg2ref trace`."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -82,6 +83,9 @@ def command(
         raise UsageError("--out: expected the name of a file, a trace cannot go to stdout")
     if with_floor and precision not in (None, "f64"):
         raise UsageError(f"--with-floor computes in f64, got --precision {precision}: leave one of them out")
+    out = os.path.realpath(out)  # a link keeps pointing to the file behind it
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UsageError(f"--out: expected the name of a file, {out} is none")
     check_writable(out)
     sources, prompt = read_stdin(images, prompt)
     line = ProgressLine(enabled=not quiet)
