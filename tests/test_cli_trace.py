@@ -237,6 +237,17 @@ def test_a_batch_axis_is_not_called_an_error_of_numbers(
     assert ran.out.splitlines()[-1].startswith("diagnosis: no block makes an error in its numbers, only shapes differ")
 
 
+def test_a_port_that_is_right_needs_no_inputs(run: Run, small_folder: Path, truth: Path, tmp_path: Path) -> None:
+    """They are for a diagnosis alone."""
+    run("trace", SCENE, "-m", small_folder, "--mode", "stats", "-o", tmp_path / "golden", "-q")
+    right = open_record(truth).stages[OUT].read().astype(np.float32)
+    for port, code in ((right, 0), (right + 1, 2)):
+        np.savez(tmp_path / "port.npz", **{OUT: port})
+        ran = run("compare", tmp_path / "golden", tmp_path / "port.npz", "-m", small_folder)
+        assert ran.code == code
+    assert "pixel_values are needed in full" in ran.err
+
+
 def test_what_nobody_looked_at_is_told(run: Run, truth: Path, tmp_path: Path) -> None:
     other = changed(truth, tmp_path, {"text/layer_1/out": np.zeros(3)})
     ran = run("compare", truth, other, "--precision", "f32")

@@ -9,7 +9,7 @@ recipe of the weights and their digests: tools/portable_numbers.py, of which the
 inputs.safetensors (pixels, masks, rotation table) and golden.safetensors, the summaries of every stage in float64 with
 the noise of float32 and bf16. The built-in model, and with --model any checkpoint, has no recipe: its weights.json
 holds the digests of its files. Without options all of these are made. The page that says what to do with
-them is pg2ref/parity/PORTING.md. Random models lie on disk while their entries are made, the largest 2.3 GB.
+them is pg2ref/parity/PORTING.md. Random models lie on disk while their entries are made, the largest 2.4 GB.
 """
 
 import hashlib
