@@ -20,12 +20,8 @@ MASK = 2**64 - 1
 
 def draw(seed, tensor):
     """The recipe of portable_numbers.py: a flat list of floats, checked against its digest."""
-    name = tensor["name"]
-    z, values, stored = (
-        int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little"),
-        [],
-        bytearray(),
-    )
+    z = int.from_bytes(hashlib.sha256(f"{seed} {tensor['name']}".encode()).digest()[:8], "little")
+    values, stored = [], bytearray()
     for _ in range(math.prod(tensor["shape"])):
         z = (z + 0x9E3779B97F4A7C15) & MASK
         x = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
@@ -37,7 +33,7 @@ def draw(seed, tensor):
         bits = bits + 0x7FFF + (bits >> 16 & 1) >> 16
         stored += struct.pack("<H", bits)
         values.append(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
-    assert hashlib.sha256(stored).hexdigest() == tensor["sha256"], name
+    assert hashlib.sha256(stored).hexdigest() == tensor["sha256"], tensor["name"]
     return values
 
 
@@ -78,56 +74,58 @@ def add(rows, others):
 
 def patches(pixels, size):
     """Row by row; a patch is flattened as (channel, y, x)."""
-    places = range(0, len(pixels[0]), size)
-    return [
-        [pixels[c][y + i][x + j] for c in range(3) for i in range(size) for j in range(size)]
-        for y in places
-        for x in places
-    ]
+    starts = range(0, len(pixels[0]), size)
+    cut = lambda y, x: [value for plane in pixels for row in plane[y : y + size] for value in row[x : x + size]]
+    return [cut(y, x) for y in starts for x in starts]
 
 
-def encode(kit, keep):
+def encode(kit):
+    """Stages, one after the other."""
     config = json.loads((kit / "config.json").read_text())["vision_config"]
     recipe = json.loads((kit / "weights.json").read_text())
     tensors = {t["name"].removeprefix("vision_tower.vision_model."): t for t in recipe["tensors"]}
     get = lambda name: draw(recipe["seed"], tensors[name])
     pair = lambda name: (get(f"{name}.weight"), get(f"{name}.bias"))
-    keep("pixel_values", pixels := read_pixels(kit))
+    pixels = read_pixels(kit)
+    yield "pixel_values", pixels
     hidden = linear(patches(pixels, config["patch_size"]), *pair("embeddings.patch_embedding"))
     position, width = get("embeddings.position_embedding.weight"), config["hidden_size"]
     hidden = add(hidden, [position[i * width : (i + 1) * width] for i in range(len(hidden))])
-    keep("vision/patch_embeddings", hidden)
+    yield "vision/patch_embeddings", hidden
     for i in range(config["num_hidden_layers"]):
         name, stage = f"encoder.layers.{i}", f"vision/layer_{i:02d}"
-        keep(f"{stage}/layer_norm1", normed := layer_norm(hidden, *pair(f"{name}.layer_norm1"), 1e-6))
+        normed = layer_norm(hidden, *pair(f"{name}.layer_norm1"), 1e-6)
+        yield f"{stage}/layer_norm1", normed
         query, key, value = (linear(normed, *pair(f"{name}.self_attn.{p}_proj")) for p in "qkv")
-        keep(f"{stage}/attention_out", mixed := attend(query, key, value, config["num_attention_heads"]))
+        mixed = attend(query, key, value, config["num_attention_heads"])
+        yield f"{stage}/attention_out", mixed
         hidden = add(hidden, linear(mixed, *pair(f"{name}.self_attn.out_proj")))
-        keep(f"{stage}/layer_norm2", normed := layer_norm(hidden, *pair(f"{name}.layer_norm2"), 1e-6))
+        normed = layer_norm(hidden, *pair(f"{name}.layer_norm2"), 1e-6)
+        yield f"{stage}/layer_norm2", normed
         active = [[gelu(x) for x in row] for row in linear(normed, *pair(f"{name}.mlp.fc1"))]
-        keep(f"{stage}/gelu", active)
-        keep(f"{stage}/out", hidden := add(hidden, linear(active, *pair(f"{name}.mlp.fc2"))))
-    keep("vision/post_layernorm", layer_norm(hidden, *pair("post_layernorm"), 1e-6))
+        yield f"{stage}/gelu", active
+        hidden = add(hidden, linear(active, *pair(f"{name}.mlp.fc2")))
+        yield f"{stage}/out", hidden
+    yield "vision/post_layernorm", layer_norm(hidden, *pair("post_layernorm"), 1e-6)
 
 
 def read_pixels(kit):
     file = (kit / "inputs.safetensors").read_bytes()
     start = 8 + int.from_bytes(file[:8], "little")
-    entries = json.loads(file[8:start])
-    levels, values = (
-        np.frombuffer(file[start:], kind, math.prod(entry["shape"]), entry["data_offsets"][0]).reshape(entry["shape"])
-        for kind, entry in (("u1", entries["pixels/levels"]), ("<f4", entries["pixels/value_of_level"]))
-    )
-    return values[levels].astype(float).tolist()
+
+    def read(name, kind):
+        entry = json.loads(file[8:start])[name]
+        flat = np.frombuffer(file, kind, math.prod(entry["shape"]), start + entry["data_offsets"][0])
+        return flat.reshape(entry["shape"])
+
+    return read("pixels/value_of_level", "<f4")[read("pixels/levels", "u1")].astype(float).tolist()
 
 
 def main(kit, folder):
-    def keep(stage, rows):
+    for stage, rows in encode(kit):
         path = folder / f"{stage}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.array(rows, np.float32))
-
-    encode(kit, keep)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """`pg2ref trace` and `pg2ref compare`: files, tables, exit codes."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,19 @@ def test_what_cannot_be_traced(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_trace_goes_through_a_link_and_to_no_device(run: Run, small_folder: Path, tmp_path: Path) -> None:
+    """A file that replaced a device or a pipe would be the end of it."""
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert run("trace", SCENE, "-m", small_folder, "-o", tmp_path / "link", "-q").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "run").is_file()
+    os.mkfifo(tmp_path / "pipe")
+    ran = run("trace", SCENE, "-m", small_folder, "-o", tmp_path / "pipe")
+    assert ran.code == 2
+    assert "expected the name of a file" in ran.err
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_full_disk_is_an_error_and_leaves_nothing(
     run: Run, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +191,69 @@ def test_a_divergence_is_named(run: Run, truth: Path, tmp_path: Path) -> None:
     assert stage["scale"] == pytest.approx(1.5)
 
 
+def changed(truth: Path, folder: Path, stages: dict[str, np.ndarray]) -> Path:
+    """The truth's stages of the prompt with others among them, as an npz."""
+    kept = {name: one.read() for name, one in open_record(truth).stages.items() if not name.startswith("step_")}
+    np.savez(folder / "port.npz", **kept | stages)
+    return folder / "port.npz"
+
+
+OUT = "text/layer_01/out"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda out: out[None], rf"first divergence: {OUT}, shape \[1, \d+, 72\], expected \[\d+, 72\]"),
+        (lambda out: np.float32(1), rf"first divergence: {OUT}, shape \[\], expected \[\d+, 72\]"),
+        (lambda out: out * np.nan, f"first divergence: {OUT}, NaN or infinity"),
+        (lambda out: np.where(out > 1, np.inf, out), f"first divergence: {OUT}, NaN or infinity"),
+        (lambda out: np.full(out.shape, 1e200), f"first divergence: {OUT}, error .*, allowed .*"),
+    ],
+    ids=["batch axis", "one number", "NaN", "infinity", "huge"],
+)
+@pytest.mark.parametrize("with_model", [False, True])
+def test_a_stage_that_is_no_such_array_diverges(
+    run: Run,
+    small_folder: Path,
+    truth: Path,
+    tmp_path: Path,
+    change: Callable[[np.ndarray], np.ndarray],
+    line: str,
+    with_model: bool,
+) -> None:
+    """With a message, no warnings and no traceback."""
+    other = changed(truth, tmp_path, {OUT: change(open_record(truth).stages[OUT].read())})
+    ran = run("compare", truth, other, "--precision", "f32", *(["--isolate", "-m", small_folder] * with_model))
+    assert (ran.code, ran.err) == (1, "")
+    assert re.search(f"^{line}$", ran.out, flags=re.MULTILINE)
+
+
+def test_a_batch_axis_is_not_called_an_error_of_numbers(
+    run: Run, small_folder: Path, truth: Path, tmp_path: Path
+) -> None:
+    other = changed(truth, tmp_path, {OUT: open_record(truth).stages[OUT].read()[None]})
+    ran = run("compare", truth, other, "--precision", "f32", "-m", small_folder)
+    assert ran.out.splitlines()[-1].startswith("diagnosis: no block makes an error in its numbers, only shapes differ")
+
+
+def test_a_port_that_is_right_needs_no_inputs(run: Run, small_folder: Path, truth: Path, tmp_path: Path) -> None:
+    """They are for a diagnosis alone."""
+    run("trace", SCENE, "-m", small_folder, "--mode", "stats", "-o", tmp_path / "golden", "-q")
+    right = open_record(truth).stages[OUT].read().astype(np.float32)
+    for port, code in ((right, 0), (right + 1, 2)):
+        np.savez(tmp_path / "port.npz", **{OUT: port})
+        ran = run("compare", tmp_path / "golden", tmp_path / "port.npz", "-m", small_folder)
+        assert ran.code == code
+    assert "pixel_values are needed in full" in ran.err
+
+
+def test_what_nobody_looked_at_is_told(run: Run, truth: Path, tmp_path: Path) -> None:
+    other = changed(truth, tmp_path, {"text/layer_1/out": np.zeros(3)})
+    ran = run("compare", truth, other, "--precision", "f32")
+    assert "not in REFERENCE: 1 stages, text/layer_1/out among them" in ran.out
+
+
 def test_isolation_is_told(run: Run, small_folder: Path, truth: Path) -> None:
     ran = run("compare", truth, truth, "--isolate", "-m", small_folder)
     assert ran.code == 0
@@ -202,6 +281,7 @@ def test_what_cannot_be_compared_exits_with_2(run: Run, small_folder: Path, trut
         ([truth, truth, "--isolate"], "no model given"),
         ([truth, truth, "-m", tmp_path / "absent"], "absent"),
         ([truth, truth, "--precision", "f16"], "invalid value for '--precision'"),
+        ([truth, truth, "--tolerance", "-1"], "expected a relative error, 0 or more"),
     ]:
         ran = run("compare", *arguments)
         assert (ran.code, ran.out) == (2, "")

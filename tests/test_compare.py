@@ -215,7 +215,48 @@ def test_json_has_no_infinity() -> None:
     assert json.loads(text)["stages"][0]["nrmse"] is None
 
 
+def test_json_has_no_nan_either() -> None:
+    """Squares of such numbers are infinite, and a cosine of them is none."""
+    found = compare(record({"logits": np.full(3, 1e200)}), record({"logits": np.full(3, 2e200)}))
+    stage = json.loads(json.dumps(found.to_dict(), allow_nan=False))["stages"][0]
+    assert (stage["verdict"], stage["cosine"], stage["max_abs"]) == ("diverges", None, 1e200)
+
+
+def test_arrays_of_nothing_are_equal_where_their_shapes_are() -> None:
+    empty = record({"a": np.ones((0, 5)), "b": np.ones(2)})
+    assert [stage.verdict for stage in compare(empty, empty).stages] == ["equal", "equal"]
+    assert compare(empty, record({"a": np.ones((0, 7)), "b": np.ones(2)})).stages[0].verdict == "equal"
+    assert compare(empty, record({"a": np.ones((1, 5)), "b": np.ones(2)})).stages[0].verdict == "shape"
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan])
+def test_a_tolerance_that_allows_nothing_is_refused(tolerance: float) -> None:
+    one = record({"a": np.ones(3)})
+    with pytest.raises(UsageError, match="expected a relative error, 0 or more"):
+        compare(one, one, tolerance=tolerance)
+
+
 # Summaries.
+
+
+def test_a_summary_is_of_the_last_rows_too(rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((9, 60))
+    golden = summarised({"logits": logits[-1:]})
+    assert compare(golden, record({"logits": logits}), precision="f32").is_close
+    assert not compare(golden, record({"logits": logits[::-1]}), precision="f32").is_close
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_a_few_huge_values_are_part_of_what_an_error_is_relative_to(scale: float, rng: np.random.Generator) -> None:
+    """As in Gemma's residual stream: one row has a channel that is most of the norm."""
+    exact = rng.standard_normal((64, 500))
+    exact[0, 7] = 64 * scale
+    full, sampled = (
+        compare(kind({"a": exact}), record({"a": exact + 1e-3 * rng.standard_normal(exact.shape)}), tolerance=1.0)
+        for kind in (record, summarised)
+    )
+    assert full.stages[0].nrmse is not None
+    assert sampled.stages[0].nrmse == pytest.approx(full.stages[0].nrmse, rel=0.2)
 
 
 def test_summaries_see_what_samples_see(rng: np.random.Generator) -> None:
@@ -371,3 +412,11 @@ def test_assert_trace_close(tmp_path: Path, right: tuple[Run, Record]) -> None:
         assert_trace_close(port, path)
     with pytest.raises(InputError, match="OTHER has no stage"):
         assert_trace_close({"x": np.ones(3)}, path)
+
+
+def test_a_name_that_the_reference_lacks_is_refused(tmp_path: Path) -> None:
+    """Or a test with a slip in a name would pass for ever, of what it does not look at."""
+    np.savez(tmp_path / "golden.npz", **{"text/layer_00/out": np.ones(3), "logits": np.ones(3)})
+    port = {"text/layer_0/out": np.zeros(3), "logits": np.ones(3)}
+    with pytest.raises(UsageError, match=r"text/layer_0/out: .* has no such stage, expected such as logits"):
+        assert_trace_close(port, tmp_path / "golden.npz")

@@ -1,6 +1,7 @@
 """Maps of names: dumps made as each library lays them out become the stages they were made from."""
 
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import InputError, UsageError
+from pg2ref.parity.compare import compare
 from pg2ref.parity.name_map import SHIPPED, NameMap, load_map
 from pg2ref.parity.records import open_record, rename
 from pg2ref.parity.trace_file import IDS
@@ -130,8 +132,19 @@ def mlx_dump(stages: Stages) -> Dump:
     }
 
 
-def big_vision_dump(stages: Stages) -> Dump:
-    """The dictionary `out` of the model, and the image."""
+BIG_VISION_TEXT = {
+    "input_layernorm": "pre_attention_norm/",
+    "o_proj": "attn/",
+    "post_attention_layernorm": "post_attention_norm/",
+    "pre_feedforward_layernorm": "pre_ffw_norm/",
+    "down_proj": "mlp/",
+    "post_feedforward_layernorm": "post_ffw_norm/",
+    "out": "",
+}
+
+
+def big_vision_dump(stages: Stages, *, is_scanned: bool = False) -> Dump:
+    """The dictionary `out` of the model, the image, and what flax keeps of the decoder's modules."""
     dump = {
         "image": of_images(stages, "pixel_values").transpose(0, 2, 3, 1),
         "img/with_posemb": of_images(stages, "vision/patch_embeddings"),
@@ -142,10 +155,21 @@ def big_vision_dump(stages: Stages) -> Dump:
         "attn_mask": np.ones((1, 4, 4), bool),
         "text_tokens": np.ones((1, 4), np.int32),
     }
+    for ours, module in BIG_VISION_TEXT.items():
+        of_layers = [stages[f"text/layer_{i:02d}/{ours}"] for i in layers(stages, "text")]
+        if is_scanned:
+            dump[f"llm/layers/{module}__call__/0"] = np.stack(of_layers)[:, None]
+        else:
+            dump |= {f"intermediates/llm/layers/{i}/{module}__call__": one[None] for i, one in enumerate(of_layers)}
     for i in layers(stages, "vision"):
         for ours, theirs in {"out_proj": "sa", "attention_residual": "+sa", "fc2": "mlp", "out": "+mlp"}.items():
             dump[f"img/encoder/block{i:02d}/{theirs}"] = of_images(stages, f"vision/layer_{i:02d}/{ours}")
     return dump
+
+
+def scanned_big_vision_dump(stages: Stages) -> Dump:
+    """The same where a scan runs over the decoder's layers: all of them in one array."""
+    return big_vision_dump(stages, is_scanned=True)
 
 
 # Of each dump, how many stages it has: the rest is hidden inside modules, or comes before a rotation.
@@ -153,7 +177,8 @@ DUMPS: list[tuple[str, Callable[[Stages], Dump], int]] = [
     ("transformers", transformers_debugger_dump, 94),
     ("transformers", transformers_hooks_dump, 66),
     ("mlx", mlx_dump, 75),
-    ("big_vision", big_vision_dump, 26),
+    ("big_vision", big_vision_dump, 54),
+    ("big_vision", scanned_big_vision_dump, 54),
 ]
 
 
@@ -205,6 +230,21 @@ def test_all_kinds_of_files_hold_the_same(tmp_path: Path, rng: np.random.Generat
         assert sorted(unmapped.stages) == ["a.12", "a.3", "x"]
 
 
+def test_an_npz_is_read_array_by_array(tmp_path: Path) -> None:
+    """Opened, it costs no memory: its arrays lie in the file, until they are read, and so in a comparison too."""
+    arrays = {f"text/layer_{i:02d}/out": np.full((1 << 10, 1 << 10), i, np.float32) for i in range(6)}
+    np.savez(tmp_path / "dump.npz", **arrays)
+    opened = open_record(tmp_path / "dump.npz")  # imports what is imported once
+    tracemalloc.start()
+    opened = open_record(tmp_path / "dump.npz")
+    assert compare(opened, opened).is_close
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < (4 << 20), "less than one array"
+    with pytest.raises(ValueError, match="read-only"):
+        opened.stages["text/layer_03/out"].read()[0, 0] = 1
+
+
 def test_bf16_without_a_type_is_read(tmp_path: Path, rng: np.random.Generator) -> None:
     """JAX's bfloat16 comes out of NumPy's files as two bytes of nothing."""
     bits = f32_to_bf16(rng.standard_normal((5, 7)).astype(np.float32))
@@ -220,8 +260,11 @@ def test_what_is_no_number_is_refused_when_it_is_asked_for(tmp_path: Path) -> No
     for name in ("logits", "mask"):
         with pytest.raises(InputError, match=rf"'{name}': expected floats, got .*: convert it to float32"):
             record.stages[name].read()
-    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(InputError):
+    np.savez(tmp_path / "objects.npz", logits=np.ones(2), facts=np.array([{}]))
+    with pytest.raises(InputError, match=r"'facts': expected numbers, got '\|O': leave it out"):
+        open_record(tmp_path / "objects.npz")
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "dump.npz").read_bytes().replace(b"NUMPY", b"numpy"))
+    with pytest.raises(InputError, match=r"expected a whole \.npz file, got BadZipFile: .*best written by np\.savez"):
         open_record(tmp_path / "broken.npz")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.npy").write_bytes(b"nothing")
@@ -238,16 +281,16 @@ def own_map(tmp_path: Path, text: str) -> NameMap:
 
 
 def test_layers_in_one_array_come_apart(tmp_path: Path, rng: np.random.Generator) -> None:
-    """As a scan over layers stacks them, the model's axes in another order."""
-    stacked = rng.standard_normal((3, 7, 5))
+    """As a scan over layers stacks them: a batch of one in each, and the model's axes in another order."""
+    stacked = rng.standard_normal((3, 1, 7, 5))
     name_map = own_map(
         tmp_path,
-        "[[array]]\nmatch = 'layers/out'\nstage = 'text/layer_{i:02d}/out'\naxes = 3\n"
-        "transpose = [0, 2, 1]\nstacked = 'i'\n",
+        "[[array]]\nmatch = 'layers/out'\nstage = 'text/layer_{i:02d}/out'\naxes = 2\n"
+        "transpose = [1, 0]\nstacked = 'i'\n",
     )
     record = rename("dump", {"layers/out": stacked, "other": stacked}, {}, name_map)
     assert list(record.stages) == [f"text/layer_{i:02d}/out" for i in range(3)]
-    np.testing.assert_array_equal(record.stages["text/layer_02/out"].read(), stacked[2].T)
+    np.testing.assert_array_equal(record.stages["text/layer_02/out"].read(), stacked[2, 0].T)
 
 
 def test_the_first_entry_that_fits_counts(tmp_path: Path) -> None:
@@ -272,6 +315,8 @@ def test_two_arrays_cannot_be_one_stage(tmp_path: Path) -> None:
         (np.ones((3, 1, 5, 7)), "axes = 2\nimages = true"),
         (np.ones((5, 7)), "axes = 2\ntranspose = [0, 2]"),
         (np.ones((5, 7)), "axes = 2\ntranspose = [0]"),
+        (np.ones((3, 2, 5, 7)), "axes = 2\nstacked = 'layer'"),
+        (np.float32(1), "axes = 2\nstacked = 'layer'"),
     ],
 )
 def test_an_array_that_does_not_fit_is_named(tmp_path: Path, array: Array, options: str) -> None:

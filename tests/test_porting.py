@@ -1,5 +1,7 @@
 """The page for porters, followed to the letter by a port of the vision tower in loops, which has one mistake."""
 
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from safetensors import safe_open
 
 from pg2ref.arrays import bf16_to_f32
 from pg2ref.checkpoint.safetensors_file import read_tensors
+from pg2ref.demo import builtin
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "pg2ref" / "parity" / "PORTING.md").read_text(encoding="utf-8")
@@ -115,6 +118,22 @@ def test_the_kit_is_small_enough_to_commit(place: Path) -> None:
     entry = place / "kit" / "small"
     assert sum(path.stat().st_size for path in entry.iterdir() if path.is_file()) < 500_000
     assert (entry / "golden.safetensors").stat().st_size < 1_000_000
+
+
+def test_the_built_in_model_has_an_entry(place: Path) -> None:
+    """Its weights are those of the package, told by their digest, and its own trace in float32 is close."""
+    assert run("python tools/make_golden_kit.py kit --model pg2ref-shapes", place).returncode == 0
+    entry = place / "kit" / "pg2ref-shapes"
+    weights = (builtin.FOLDER / "model.safetensors").read_bytes()
+    digests = {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert json.loads((entry / "weights.json").read_text()) == {"recipe": None, "files": digests}
+    prompt = json.loads((entry / "inputs.json").read_text())["prompt"]
+    assert run(f'pg2ref trace kit/scene.png -p "{prompt}" -o run.safetensors', place).returncode == 0
+    found = run("pg2ref compare kit/pg2ref-shapes/golden.safetensors run.safetensors --json", place)
+    assert found.returncode == 0, found.stdout
+    assert {"logits", "text/layer_00/out", "vision/layer_00/out"} < {
+        stage["stage"] for stage in json.loads(found.stdout)["stages"]
+    }
 
 
 def test_the_ci_of_the_page_runs_its_own_commands() -> None:

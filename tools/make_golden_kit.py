@@ -2,17 +2,19 @@
 
     python tools/make_golden_kit.py kit
     python tools/make_golden_kit.py kit --size small --keep-checkpoints
-    python tools/make_golden_kit.py kit --model ./my-checkpoint
+    python tools/make_golden_kit.py kit --model pg2ref-shapes --model ./my-checkpoint
 
 For the small random model and for 3b-224, 10b-448 and 28b-224 with two layers a tower: config.json, weights.json (the
 recipe of the weights and their digests: tools/portable_numbers.py, of which the kit has a copy), inputs.json,
 inputs.safetensors (pixels, masks, rotation table) and golden.safetensors, the summaries of every stage in float64 with
-the noise of float32 and bf16. --model adds any checkpoint, of which the kit holds no recipe. The page that says what to
-do with it is pg2ref/parity/PORTING.md. Random models lie on disk while their entries are made, the largest 2.3 GB.
+the noise of float32 and bf16. The built-in model, and with --model any checkpoint, has no recipe: its weights.json
+holds the digests of its files. Without options all of these are made. The page that says what to do with
+them is pg2ref/parity/PORTING.md. Random models lie on disk while their entries are made, the largest 2.4 GB.
 """
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,9 +31,11 @@ from released_json import cut_config
 import pg2ref
 from pg2ref.api import Model
 from pg2ref.arrays import Array
+from pg2ref.checkpoint.locate import locate
 from pg2ref.checkpoint.safetensors_writer import Planned, new_tensor_file
 from pg2ref.checkpoint.tensor_table import expected_shapes
 from pg2ref.config import parse_config
+from pg2ref.demo import builtin
 from pg2ref.demo.scene import draw_scene
 from pg2ref.model import gemma2
 from pg2ref.parity.records import open_record
@@ -62,8 +66,17 @@ def write_checkpoint(size: str, folder: Path) -> dict[str, Any]:
     return {"recipe": "portable_numbers.py", "seed": SEED, "tensors": sorted(tensors, key=lambda one: one["name"])}
 
 
-def write_entry(checkpoint: Path, folder: Path, image: Path) -> None:
-    """Inputs and golden summaries of one model."""
+def digests(checkpoint: Path) -> dict[str, Any]:
+    """What weights.json says of a model that follows no recipe: which files they are."""
+    files = {}
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with open(path, "rb") as stream:
+            files[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"recipe": None, "files": files}
+
+
+def write_entry(checkpoint: Path, folder: Path, image: Path, weights: dict[str, Any]) -> None:
+    """Inputs and golden summaries of one model, and what is to be said of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(checkpoint / "config.json", folder)
     model = pg2ref.load(checkpoint, precision="f64")
@@ -82,6 +95,7 @@ def write_entry(checkpoint: Path, folder: Path, image: Path) -> None:
     steps = {name.partition("/")[0] for name in read.stages if name.startswith("step_")}
     answer_ids = json.loads(read.facts["answer_ids"])[: len(steps)]
     write_inputs(model, image, answer_ids, folder)
+    (folder / "weights.json").write_text(json.dumps(weights, indent=1) + "\n", encoding="utf-8")
 
 
 def write_inputs(model: Model, image: Path, answer_ids: list[int], folder: Path) -> None:
@@ -126,23 +140,24 @@ def values_of_levels() -> Array:
 @click.command(help=__doc__)
 @click.argument("kit", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--size", "sizes", multiple=True, type=click.Choice(SIZES), help="Only this; may be given several times.")
-@click.option("--model", "models", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--model", "models", multiple=True, help="Only this folder or name; may be given several times.")
 @click.option("--keep-checkpoints", is_flag=True, help="Leave each random model at SIZE/checkpoint.")
-def main(kit: Path, sizes: tuple[str, ...], models: tuple[Path, ...], keep_checkpoints: bool) -> None:
+def main(kit: Path, sizes: tuple[str, ...], models: tuple[str, ...], keep_checkpoints: bool) -> None:
     """Make the picture, then each model, its entry, and perhaps nothing more of it."""
+    if not sizes and not models:
+        sizes, models = SIZES, (builtin.NAME,)
     kit.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_scene(SCENE_SEED, SCENE_PX).pixels_YXC).save(kit / "scene.png")
     shutil.copy(Path(__file__).with_name("portable_numbers.py"), kit)
-    for size in sizes or (() if models else SIZES):
+    for size in sizes:
         with tempfile.TemporaryDirectory(dir=kit) as temporary:
             checkpoint = kit / size / "checkpoint" if keep_checkpoints else Path(temporary)
-            weights = write_checkpoint(size, checkpoint)
-            write_entry(checkpoint, kit / size, kit / "scene.png")
-        (kit / size / "weights.json").write_text(json.dumps(weights, indent=1) + "\n", encoding="utf-8")
-        click.echo(f"{kit / size}: {len(weights['tensors'])} tensors")
-    for checkpoint in models:
-        write_entry(checkpoint, kit / checkpoint.name, kit / "scene.png")
-        click.echo(f"{kit / checkpoint.name}: {checkpoint}")
+            write_entry(checkpoint, kit / size, kit / "scene.png", write_checkpoint(size, checkpoint))
+        click.echo(kit / size)
+    for name in models:
+        entry = kit / os.path.basename(os.path.abspath(name))
+        write_entry(locate(name), entry, kit / "scene.png", digests(locate(name)))
+        click.echo(entry)
 
 
 if __name__ == "__main__":

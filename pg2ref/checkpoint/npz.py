@@ -20,7 +20,7 @@ from pg2ref.arrays import Array
 from pg2ref.checkpoint.npy_header import read_npy_header
 from pg2ref.errors import CheckpointError
 
-MOST_MEMBERS = 4096
+MOST_MEMBERS = 1 << 14
 LOCAL_HEADER_BYTES = 30  # of a zip member, before its name; the lengths of name and extra field stand at 26 and 28
 LARGE = 1 << 24  # bytes, from which on a member must not be suspiciously well compressed
 MOST_COMPRESSED = 20  # times: weights give 1.1 to 2

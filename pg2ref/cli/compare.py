@@ -104,7 +104,9 @@ def command(
             from pg2ref.parity.replay import run_behind
 
             pictures = [read_image(image) for image in images]
-            run = run_behind(load(name, precision="f64").numbers, expected, found, pictures)
+            numbers = load(name, precision="f64").numbers
+            if isolate or not comparison.is_close:  # a run needs inputs that nobody may have recorded
+                run = run_behind(numbers, expected, found, pictures)
             if isolate:
                 prompt_alone = run._replace(answer_ids=())
                 blocks = isolate_blocks(prompt_alone, found, precision=comparison.precision)
@@ -121,15 +123,22 @@ def command(
     else:
         print_table(comparison, show_all)
         if diagnosis:
-            print_diagnosis(diagnosis, with_model=name is not None)
+            only_shapes = all(stage.verdict == "shape" for stage in comparison.stages if not stage.is_good)
+            print_diagnosis(diagnosis, with_model=name is not None, only_shapes=only_shapes)
     sys.exit(0 if comparison.is_close else DIVERGES)
 
 
 @contextmanager
 def trouble() -> Iterator[None]:
-    """Every error means that nothing was compared: exit code 2, as diff(1) has it."""
+    """Every error means that nothing was compared: exit code 2, as diff(1) has it.
+
+    Numbers of OTHER that are not finite, or overflow, are in the verdict and no matter for a warning.
+    """
+    import numpy as np
+
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     except Pg2RefError as error:
         raise UsageError(str(error)) from error
 
@@ -167,11 +176,13 @@ def print_stages(title: str, stages: "tuple[StageComparison, ...] | list[StageCo
         )
 
 
-def print_diagnosis(diagnosis: "Diagnosis", *, with_model: bool) -> None:
+def print_diagnosis(diagnosis: "Diagnosis", *, with_model: bool, only_shapes: bool) -> None:
     """A few lines a cause."""
     from pg2ref.parity.bugs.collection import BUGS
 
-    if diagnosis.is_clean and with_model:
+    if diagnosis.is_clean and with_model and only_shapes:
+        click.echo("diagnosis: no block makes an error in its numbers, only shapes differ: --map says how axes lie")
+    elif diagnosis.is_clean and with_model:
         click.echo("diagnosis: no block makes an error beyond rounding; together they may, in a long run")
     if None in [cause.bug for cause in diagnosis.causes] + [None] * diagnosis.is_clean and not with_model:
         click.echo("diagnosis: from the two records alone; more can be told with -m MODEL")
@@ -199,11 +210,20 @@ def summary(comparison: "Comparison") -> Iterator[str]:
         yield "REFERENCE has no noise floor, so a fixed error is allowed: record it with --with-floor"
     if comparison.missing:
         yield f"not in OTHER: {len(comparison.missing)} stages, {', '.join(comparison.missing[:3])} among them"
+    if comparison.extra:
+        yield f"not in REFERENCE: {len(comparison.extra)} stages, {', '.join(comparison.extra[:3])} among them"
     if first := comparison.first_divergence:
-        yield f"first divergence: {first.stage}" + (
-            f", error {first.nrmse:.3g}, allowed {first.limit:.3g}" if first.nrmse is not None else ", another shape"
-        )
+        yield f"first divergence: {first.stage}, {how_it_diverges(first)}"
     if made := next((stage for stage in comparison.isolated if not stage.is_good), None):
         yield f"first error made, not passed on: {made.stage}"
     elif comparison.isolated:
         yield "no block makes an error of its own"
+
+
+def how_it_diverges(stage: "StageComparison") -> str:
+    """Why a stage is not close."""
+    if stage.nrmse is None:
+        return f"shape {list(stage.other_shape)}, expected {list(stage.shape)}"
+    if stage.verdict == "not finite":
+        return "NaN or infinity"
+    return f"error {stage.nrmse:.3g}, allowed {stage.limit:.3g}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pg2ref.arrays import Array
+from pg2ref.errors import UsageError
 from pg2ref.parity.compare import Comparison, StageComparison, compare
 from pg2ref.parity.name_map import load_map
 from pg2ref.parity.records import open_record, rename
@@ -32,12 +33,18 @@ def assert_trace_close(
     Raises:
         AssertionError: a stage is farther away than rounding explains; the message names the first.
         InputError: a file cannot be read, or the two have no stage in common.
-        UsageError: an option has no such value.
+        UsageError: an option has no such value; or an array of OTHER, named by our names, is not in the reference, so
+            that nothing would judge it.
     """
     __tracebackhide__ = True
     found_map = load_map(name_map) if name_map else None
     found = rename("OTHER", other, {}, found_map) if isinstance(other, Mapping) else open_record(Path(other), found_map)
     comparison = compare(open_record(Path(reference)), found, precision=precision, tolerance=tolerance)
+    if comparison.extra and isinstance(other, Mapping) and found_map is None:
+        raise UsageError(
+            f"{', '.join(comparison.extra[:LISTED])}: {reference} has no such stage, expected such as "
+            f"{', '.join(stage.stage for stage in comparison.stages[:LISTED])}: correct the name or leave it out"
+        )
     if not comparison.is_close:
         raise AssertionError(describe(comparison))
     return comparison

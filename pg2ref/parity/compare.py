@@ -90,14 +90,16 @@ class Comparison:
         return self.first_divergence is None and all(block.is_good for block in self.isolated)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity: null there."""
+        """For JSON, which has neither infinity nor NaN: null there."""
         first = self.first_divergence
         whole = asdict(self) | {"is_close": self.is_close, "first_divergence": first.stage if first else None}
         for stage in (*whole["stages"], *whole["isolated"]):
-            stage.update({key: None for key, value in stage.items() if value in (math.inf, -math.inf)})
+            floats = {key: value for key, value in stage.items() if isinstance(value, float)}
+            stage.update({key: None for key, value in floats.items() if not math.isfinite(value)})
         return whole
 
 
+@np.errstate(over="ignore", invalid="ignore")  # OTHER's numbers may be beyond all bounds: the verdict says so
 def compare(
     reference: Record, other: Record, *, precision: str | None = None, tolerance: float | None = None
 ) -> Comparison:
@@ -111,8 +113,10 @@ def compare(
 
     Raises:
         InputError: they have no stage in common.
-        UsageError: there is no such precision, or none that could be told.
+        UsageError: there is no such precision, or none that could be told; or a tolerance below zero.
     """
+    if tolerance is not None and not tolerance >= 0:
+        raise UsageError(f"tolerance {tolerance}: expected a relative error, 0 or more: give 0.01, say")
     shared = [name for name in reference.stages if name in other.stages]
     if not any(name != IDS for name in shared):
         raise InputError(
@@ -153,6 +157,8 @@ def compare_stage(
     about |= {"limit": limit, "floor": yardstick}
     if not fits(name, reference, other):
         return StageComparison(**about, verdict="shape")
+    if not _size(reference.shape):
+        return StageComparison(**about, verdict="equal")
     coarser = min((reference.type, other.type, precision), key=lambda kind: FRACTION_BITS.get(kind, 99))
     difference, exact, found = measure_stage(reference, other, coarser)
     noise = (yardstick if yardstick is not None else limit) * difference.rms
@@ -177,7 +183,8 @@ def measure_stage(reference: Stage, other: Stage, coarser_type: str) -> tuple[Di
     if reference.summary is None and other.summary is None:
         exact, found = reference.read(), last_rows(other.read(), reference.shape)
         return measure(exact, found, coarser_type=coarser_type), exact, found
-    exactly, found_so = (stage.summary or summarize(stage.read()) for stage in (reference, other))
+    exactly = reference.summary or summarize(reference.read())
+    found_so = other.summary or summarize(last_rows(other.read(), reference.shape))
     difference = measure_summaries(exactly, found_so, _size(reference.shape), coarser_type=coarser_type)
     return difference, exactly.samples, found_so.samples
 
@@ -202,7 +209,7 @@ def fits(name: str, reference: Stage, other: Stage) -> bool:
 
 def last_rows(array: Array, shape: tuple[int, ...]) -> Array:
     """The last of the rows, as many as the shape has."""
-    return array[-shape[0] :] if shape else array
+    return array[len(array) - shape[0] :] if shape else array
 
 
 def precision_of(record: Record) -> str:

@@ -103,10 +103,13 @@ def diagnose(
 
 
 def joined_stages(other: Record) -> dict[str, Array]:
-    """Stages that are there in full, rows of decoding steps behind those of the prompt, without attention weights."""
+    """Stages that are there in full, rows of decoding steps behind those of the prompt, without attention weights.
+
+    A single number is no stage: every one of them has rows.
+    """
     stages: dict[str, Array] = {}
     for name, stage in other.stages.items():
-        if stage.summary is not None:
+        if stage.summary is not None or not stage.shape:
             continue
         if not name.startswith("step_"):
             stages[name] = stage.read()

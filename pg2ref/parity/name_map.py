@@ -8,7 +8,7 @@ r"""Maps from another's names and layouts to the stages of trace.py, declared in
     axes = 2                # so many are the stage's: those in front of them have length one, and are dropped
     images = true           # but one in front may count images
     transpose = [1, 0]      # the order of the axes that are left
-    stacked = "layer"       # the first axis counts layers: an array of each
+    stacked = "layer"       # the first axis counts layers, and all of the above is said of the array of each
     goes_into = "layer"     # the array is what this layer reads, so the stage is of the one before
 
 The first entry whose `match` fits counts, and an array that none fits is left out. An entry without `stage` leaves
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pg2ref.arrays import Array
 from pg2ref.errors import UsageError
@@ -79,15 +81,14 @@ class NameMap:
             numbers[group] = int(text)
         if entry.goes_into is not None:
             numbers[entry.goes_into] -= 1
-        images = array if entry.images and array.ndim == (entry.axes or 0) + 1 else [array]
-        for index, of_image in enumerate(images):
-            prefix = f"image_{index}/" if index else ""
-            laid_out = self._lay_out(entry, name, of_image)
-            if entry.stacked is None:
-                yield prefix + entry.stage.format(**numbers), laid_out
-                continue
-            for number, one in enumerate(laid_out):
-                yield prefix + entry.stage.format(**numbers, **{entry.stacked: number}), one
+        of_layers = [(numbers, array)]
+        if entry.stacked is not None:
+            of_layers = [({**numbers, entry.stacked: layer}, one) for layer, one in enumerate(np.atleast_1d(array))]
+        for numbers, one in of_layers:
+            images = one if entry.images and one.ndim == (entry.axes or 0) + 1 else [one]
+            for index, of_image in enumerate(images):
+                prefix = f"image_{index}/" if index else ""
+                yield prefix + entry.stage.format(**numbers), self._lay_out(entry, name, of_image)
 
     def _lay_out(self, entry: Entry, name: str, array: Array) -> Array:
         """The axes of the stage, in its order."""

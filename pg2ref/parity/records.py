@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pg2ref.arrays import Array
+from pg2ref.checkpoint.npz import Archive, map_content, open_archive, read_content, read_header
 from pg2ref.checkpoint.safetensors_file import STORED_NAMES, TensorFile, read_tensors
 from pg2ref.errors import CheckpointError, InputError, brief
 from pg2ref.parity.name_map import NameMap
@@ -90,16 +91,28 @@ def trace_record(file: TensorFile) -> Record:
     return Record(str(file.path), facts, stages)
 
 
-Stored = Mapping[str, Array]  # under the names in the files; nothing but an npz is read before it is needed
+Stored = Mapping[str, Array]  # under the names in the files; nothing is read before it is needed, unless compressed
 
 
 def stored_in_npz(path: Path) -> Stored:
-    """An npz, read into memory."""
+    """An npz: its arrays mapped where they lie, as np.savez leaves them, or unpacked into memory."""
     try:
-        with np.load(path) as archive:
-            return dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: expected an npz, it cannot be read ({error}): write it again") from None
+        with open_archive(path) as archive:
+            return {name: _read_member(archive, name) for name in archive.members}
+    except CheckpointError as error:
+        raise InputError(f"{error} (as a record it is best written by np.savez, of plain arrays)") from None
+
+
+def _read_member(archive: Archive, name: str) -> Array:
+    header = read_header(archive, name)
+    try:
+        dtype = np.dtype(header.descr)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype.hasobject:
+        raise InputError(f"{archive.name}: {brief(name)}: expected numbers, got {brief(header.descr)}: leave it out")
+    mapped = map_content(archive, name, header, dtype)
+    return read_content(archive, name, header, dtype) if mapped is None else mapped
 
 
 def stored_in_folder(folder: Path) -> Stored:

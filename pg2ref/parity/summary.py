@@ -76,13 +76,16 @@ def measure_summaries(reference: Summary, other: Summary, size: int, *, coarser_
 
     Taken from the samples, but for what the statistics know better: where norms or means are far apart, so are the
     arrays (the error's norm is no less than the difference of the norms), and likewise extremes and largest errors.
+    The error of the samples is relative to the whole array, unless they are larger: a few huge values, seldom sampled,
+    are most of some stages.
     """
     sampled = measure(reference.samples, other.samples, coarser_type=coarser_type)
     rms = reference.norm / math.sqrt(size)
+    share = min(sampled.rms / rms, 1.0) if sampled.rms and rms else 1.0
     apart = ratio(abs(other.norm - reference.norm), reference.norm), ratio(abs(other.mean - reference.mean), rms)
     extremes = abs(other.minimum - reference.minimum), abs(other.maximum - reference.maximum)
     return sampled._replace(
-        nrmse=max(sampled.nrmse, *apart),
+        nrmse=max(sampled.nrmse * share, *apart),
         max_abs=max(sampled.max_abs, *extremes),
         bias=other.mean - reference.mean,
         rms=rms,
