@@ -368,6 +368,14 @@ def test_a_reader_that_leaves(picture: Path, endless_folder: Path) -> None:
         assert process.wait(timeout=30) == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "pg2ref-shapes"]])
+def test_a_full_disk(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run([*PG2REF, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (1, "pg2ref: cannot write the output: No space left on device\n")
+
+
 def test_threads_are_set_before_numpy_is_imported(picture: Path, small_folder: Path) -> None:
     watch = """
 import os, sys

@@ -97,6 +97,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(_in_one_line(error), error.exit_code)
     except BrokenPipeError:
         _leave_closed_pipe()
+    except OSError as error:  # of stdout: what is read or written elsewhere has errors of its own
+        _give_up_stdout()
+        _fail(f"cannot write the output: {error.strerror or error}", 1)
     except MemoryError:
         _fail("not enough memory: try a smaller model or a lower resolution", 1)
     sys.exit(0)
@@ -109,8 +112,12 @@ def _in_one_line(error: click.ClickException) -> str:
     return f"{message[:1].lower()}{message[1:]}" + (f"; see `{ctx.command_path} --help`" if ctx else "")
 
 
-def _leave_closed_pipe() -> NoReturn:
+def _give_up_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not flush into it
+
+
+def _leave_closed_pipe() -> NoReturn:
+    _give_up_stdout()
     sys.exit(READER_GONE)
 
 
