@@ -22,7 +22,7 @@ from pg2ref.checkpoint.loader import EMBEDDING, LISTED, WEIGHT_DTYPES, is_finite
 from pg2ref.checkpoint.safetensors_file import read_tensors
 from pg2ref.checkpoint.tensor_table import LM_HEAD, Shapes, canonical_name, expected_shapes, is_matrix
 from pg2ref.config import PaliGemmaConfig
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, shown_name
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -111,7 +111,7 @@ def _refuse(folder: Path, lora: LoraConfig, problems: list[str]) -> None:
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise CheckpointError(
             f"{folder}: the adapter does not fit the checkpoint: {count}; give the checkpoint that it was trained on, "
-            f"{lora.base_name}\n  {listed}{rest}"
+            f"{shown_name(lora.base_name)}\n  {listed}{rest}"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from pg2ref.errors import InputError, UsageError
+from pg2ref.errors import InputError, UsageError, shown_path
 from pg2ref.inputs.image import Frame, Picture, file_digest, pillow_errors, read_image
 
 DEFAULT_FRAMES = 16
@@ -44,7 +44,7 @@ def read_frames(
         raise UsageError(f"frames is {frames}, expected 1 to {MOST_FRAMES}")
     if stride is not None and stride < 1:
         raise UsageError(f"stride is {stride}, expected 1 or more")
-    name = " ".join(os.fsdecode(source).split())
+    name = shown_path(os.fsdecode(source))
     if os.path.isdir(source):
         found = list_pictures(Path(source))
         if not found:
