@@ -15,11 +15,13 @@ from fuzzing.registry import TARGETS
 from fuzzing.target import Target
 from fuzzing.trial import Tally, make_input, peak_bytes, run_trials
 from released_json import released_config
+from safetensors.numpy import save_file
 
 from pg2ref.adapters.adapter import read_adapter
 from pg2ref.adapters.lora_config import read_lora_config
 from pg2ref.batch.rows import read_rows
 from pg2ref.checkpoint.big_vision import load_big_vision
+from pg2ref.checkpoint.loader import mismatches
 from pg2ref.checkpoint.shards import INDEX_NAME, weight_files
 from pg2ref.checkpoint.vae_npz import read_mask_decoder
 from pg2ref.config import parse_config, read_config
@@ -185,6 +187,26 @@ def test_an_adapter_does_not_write_to_the_terminal(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"trained on, '.x1b") as caught:
         read_adapter(tmp_path, parse_config(released_config("small")))
     assert all(line.isprintable() for line in str(caught.value).split("\n"))
+
+
+LONG_NAMES = [f"{i}" + "x" * 500 for i in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["", ".lora_A.weight", ".weight"])
+def test_endless_names_of_tensors_in_an_adapter(kind: str, tmp_path: Path) -> None:
+    lora_folders.write(tmp_path, {}, target_modules=["o_proj"])
+    save_file(
+        {name + kind: np.full((2, 2), np.nan, np.float32) for name in LONG_NAMES},
+        tmp_path / "adapter_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match="80 problems") as caught:
+        read_adapter(tmp_path, parse_config(released_config("small")))
+    assert len(str(caught.value)) < 4000
+
+
+def test_endless_names_of_tensors_in_a_checkpoint() -> None:
+    unexpected = mismatches({name: np.ones(2, np.uint16) for name in LONG_NAMES}, {}, None)
+    assert [len(line) < 200 for line in unexpected] == [True] * 40
 
 
 def test_an_archive_does_not_write_to_the_terminal(tmp_path: Path) -> None:
