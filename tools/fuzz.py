@@ -9,8 +9,8 @@ show, a crash of the process, more memory than the target's bound (fuzzing/targe
 that contradicts itself. Each reader runs in a process of its own, so that a crash is laid to the input that caused it
 and the rest goes on; the address space is limited too. The folder gets report.json and report.md, in which readers that
 are not tried now keep what they had, and one of the same seed and commit goes on where it stopped, so that a long run
-can be made in parts. The input of a fault is in report.json. Exit code 1 where there is one. tools/fuzzing/report.md has
-recorded runs.
+can be made in parts. The input of a fault is in report.json. Exit code 1 where there is one. Recorded runs:
+tools/fuzzing/report.md.
 """
 
 import faulthandler
