@@ -8,11 +8,22 @@ import reprlib
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 120
+LONG_NAME, LONG_PATH = 100, 1000  # characters, from which on they are cut
 
 
 def brief(value: object) -> str:
     """A value out of a foreign file, escaped and cut short, for a message of one line."""
     return _BRIEF.repr(value)
+
+
+def shown_name(name: str, longest: int = LONG_NAME) -> str:
+    """A name that somebody else chose, for a message of one line: as `brief` where it is unprintable or long."""
+    return name if name.isprintable() and len(name) < longest else brief(name)
+
+
+def shown_path(path: str) -> str:
+    """Likewise the path of a file; of blanks in it one is shown."""
+    return shown_name(" ".join(path.split()), LONG_PATH)
 
 
 class Pg2RefError(Exception):

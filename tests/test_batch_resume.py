@@ -99,7 +99,14 @@ def test_a_complete_batch_stays_as_it_is(run: Run, questions: Path, small_folder
     out = questions.parent / "out.jsonl"
     run(*arguments(questions, small_folder))
     before = out.read_bytes()
-    assert run(*arguments(questions, small_folder, "--resume")) == (0, "", f"pg2ref: {out} is complete\n")
+    ran = run(*arguments(questions, small_folder, "--resume"))
+    assert (ran.code, ran.out, ran.err.splitlines()[0]) == (1, "", f"pg2ref: {out} is complete")
+    assert "1 rows failed" in ran.err
+    assert out.read_bytes() == before
+    with open(questions, "a") as more:
+        more.write('{"image": "0.png"}\n')
+    ran = run(*arguments(questions, small_folder, "--resume"))
+    assert (ran.code, f"all rows, got those of the first {ROWS}: choose another --out" in ran.err) == (2, True)
     assert out.read_bytes() == before
     assert not (questions.parent / "out.jsonl.part").exists()
 
@@ -113,16 +120,27 @@ def test_without_resume_a_stopped_run_is_not_overwritten(run: Run, questions: Pa
 
 
 ROW = Row(1, "a", "ocr", ("a.png",))
+MODEL = {"id": "mix", "adapters": ["lora"]}
+
+
+def result(**input_fields: Any) -> dict[str, Any]:
+    asked = {"prompt": "ocr", "images": [{"path": "a.png"}], **input_fields}
+    return {"id": "a", "row": 1, "input": asked, "model": {**MODEL, "dtype": "f32"}}
 
 
 @pytest.mark.parametrize(
     ("line", "is_same"),
     [
-        ({"id": "a", "row": 1, "input": {"prompt": "ocr"}}, True),
+        (result(), True),
+        (result(images=[{"path": os.path.abspath("a.png")}]), True),
         ({"id": "a", "row": 1, "message": "bad"}, True),
-        ({"id": "b", "row": 1, "input": {"prompt": "ocr"}}, False),
-        ({"id": "a", "row": 2, "input": {"prompt": "ocr"}}, False),
-        ({"id": "a", "row": 1, "input": {"prompt": "caption en"}}, False),
+        ({**result(), "id": "b"}, False),
+        ({**result(), "row": 2}, False),
+        (result(prompt="caption en"), False),
+        (result(images=[{"path": "b.png"}]), False),
+        (result(images=[{"path": None}]), False),
+        ({**result(), "model": {**MODEL, "id": "pt"}}, False),
+        ({**result(), "model": {**MODEL, "adapters": []}}, False),
         ({"id": "a", "row": 1, "input": None}, False),
         ([], False),
         ("", False),
@@ -130,7 +148,7 @@ ROW = Row(1, "a", "ocr", ("a.png",))
 )
 def test_lines_of_another_batch_are_refused(line: Any, is_same: bool, tmp_path: Path) -> None:
     (tmp_path / "out.part").write_text(json.dumps(line) + "\n")
-    results_file = ResultsFile(tmp_path / "out", resume=True)
+    results_file = ResultsFile(tmp_path / "out", resume=True, model=MODEL)
     if is_same:
         assert results_file.skip_done(iter([ROW])) == 1
     else:
@@ -139,27 +157,40 @@ def test_lines_of_another_batch_are_refused(line: Any, is_same: bool, tmp_path: 
     results_file.close()
 
 
+@pytest.mark.parametrize(("path", "is_same"), [("clip", True), ("clip/1.png", True), ("clip2/1.png", False)])
+def test_frames_are_of_the_video(path: str, is_same: bool, tmp_path: Path) -> None:
+    (tmp_path / "out.part").write_text(json.dumps(result(images=[{"path": path}])) + "\n")
+    results_file = ResultsFile(tmp_path / "out", resume=True, model=MODEL)
+    rows = iter([Row(1, "a", "ocr", video="clip")])
+    if is_same:
+        assert results_file.skip_done(rows) == 1
+    else:
+        with pytest.raises(UsageError, match="got another"):
+            results_file.skip_done(rows)
+    results_file.close()
+
+
 def test_more_lines_than_rows(tmp_path: Path) -> None:
     (tmp_path / "out.part").write_text('{"id": "a", "row": 1}\n' * 2)
-    results_file = ResultsFile(tmp_path / "out", resume=True)
+    results_file = ResultsFile(tmp_path / "out", resume=True, model=MODEL)
     with pytest.raises(UsageError, match="expected the result of no more rows"):
         results_file.skip_done(iter([ROW]))
     results_file.close()
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
-    first = ResultsFile(tmp_path / "out", resume=True)
+    first = ResultsFile(tmp_path / "out", resume=True, model=MODEL)
     with pytest.raises(UsageError, match="being written by another process"):
-        ResultsFile(tmp_path / "out", resume=True)
+        ResultsFile(tmp_path / "out", resume=True, model=MODEL)
     first.close()
-    ResultsFile(tmp_path / "out", resume=True).close()
+    ResultsFile(tmp_path / "out", resume=True, model=MODEL).close()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     (tmp_path / "out.part").symlink_to("/dev/full")
-    results_file = ResultsFile(tmp_path / "out", resume=True)
+    results_file = ResultsFile(tmp_path / "out", resume=True, model=MODEL)
     with pytest.raises(Pg2RefError, match="No space left on device"):
         results_file.append("{}")
     results_file._file.close()

@@ -221,7 +221,12 @@ def test_a_trace_of_the_api_is_saved_with_its_facts(small_folder: Path, tmp_path
     assert given["prompt"] == "caption en"
     assert given["ids"] == full.stages["input/ids"].read().tolist()
     assert given["images"][0]["name"] == "scene.png"
-    assert json.loads(facts["model"]) == {"id": small_folder.name, "revision": None, "weights": "bf16"}
+    assert json.loads(facts["model"]) == {
+        "id": small_folder.name,
+        "revision": None,
+        "weights": "bf16",
+        "adapters": [],
+    }
     assert {"pg2ref", "numpy"} <= json.loads(facts["versions"]).keys()
     assert str(small_folder) not in json.dumps(dict(facts)), "no paths of this machine"
     with pytest.raises(UsageError, match="mode 'some' is not one of full, stats"):

@@ -228,3 +228,20 @@ def test_from_video_to_text(run: Run, tmp_path: Path, small_folder: Path) -> Non
     ran = run("generate", "--video", clip, "-m", small_folder, "-n", MAX_NEW_TOKENS, "--precision", "f32", "--json")
     answer = output[0, inputs["input_ids"].shape[1] :].tolist()
     assert [token["id"] for token in json.loads(ran.out)["tokens"]] == answer
+
+
+def test_a_video_without_frames_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generate` would take none for no --video, and answer about a scene that it draws."""
+    (tmp_path / "empty.mp4").write_bytes(b"packets of nothing")
+    monkeypatch.setattr("pg2ref.inputs.video._decode_video", lambda *_: iter(()))
+    with pytest.raises(InputError, match=r"empty\.mp4: expected a video, got one without frames"):
+        read_frames(tmp_path / "empty.mp4")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InputError, match="expected a folder of images, got: Permission denied; check path"):
+        read_frames(tmp_path)

@@ -7,8 +7,10 @@
 A reader may accept an input or raise a Pg2RefError. Faults are: any other exception, a message that no terminal should
 show, a crash of the process, more memory than the target's bound (fuzzing/target.py), more than 20 seconds, a result
 that contradicts itself. Each reader runs in a process of its own, so that a crash is laid to the input that caused it
-and the rest goes on; the address space is limited too. The folder gets report.json and report.md; the input of a fault
-is in report.json. Exit code 1 where there is one.
+and the rest goes on; the address space is limited too. The folder gets report.json and report.md, in which readers that
+are not tried now keep what they had, and one of the same seed and commit goes on where it stopped, so that a long run
+can be made in parts. The input of a fault is in report.json. Exit code 1 where there is one. Recorded runs:
+tools/fuzzing/report.md.
 """
 
 import faulthandler
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +61,18 @@ def limit_address_space(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
 
 
-def run_target(name: str, count: int, seed: int) -> dict[str, Any]:
-    """Try so many inputs of one target in processes of their own, going on behind a crash; its part of the report."""
-    started, total, first = time.perf_counter(), Tally(), 0
+def run_target(name: str, count: int, seed: int, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Try so many inputs of one target in processes of their own, going on behind a crash; its part of the report.
+
+    `earlier` is that of a run before, empty without one.
+    """
+    made_by = {"seed": seed, "commit": commit()}
+    if any(earlier.get(key) != value for key, value in made_by.items()):
+        earlier = {}
+    started, total = time.perf_counter() - earlier.get("seconds", 0), Tally()
+    if earlier:
+        total.add(earlier)
+    first = total.tried
     with tempfile.TemporaryDirectory() as folder:
         progress = Path(folder) / "progress"
         while first < count:
@@ -79,14 +92,37 @@ def run_target(name: str, count: int, seed: int) -> dict[str, Any]:
             first = crashed + 1
             click.echo(f"{name}: input {crashed} ended the process", err=True)
     seconds = round(time.perf_counter() - started, 1)
-    return total.to_dict() | {"seconds": seconds, "memory_bound": TARGETS[name].memory_bound}
+    made_by["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
+    return total.to_dict() | made_by | {"seconds": seconds, "memory_bound": TARGETS[name].memory_bound}
+
+
+def commit() -> str:
+    """Of the code that runs; a plus says that files differ from it."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def read_report(out: Path | None) -> dict[str, dict[str, Any]]:
+    """What a folder's report says of each reader; nothing where there is none."""
+    path = None if out is None else out / "report.json"
+    return json.loads(path.read_text())["targets"] if path is not None and path.exists() else {}
+
+
+def write_report(out: Path, reports: Mapping[str, dict[str, Any]]) -> None:
+    """All readers' in the order of the registry, for programs and for people."""
+    out.mkdir(parents=True, exist_ok=True)
+    ordered = {name: reports[name] for name in TARGETS if name in reports}
+    (out / "report.json").write_text(json.dumps({"targets": ordered}, indent=1) + "\n")
+    (out / "report.md").write_text(table(ordered))
 
 
 def table(reports: dict[str, dict[str, Any]]) -> str:
     """The report for people, in Markdown."""
     lines = [
-        "| reader | inputs | accepted | refused | ways to refuse | faults | slowest, s | most memory, MB | its bound |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| reader | inputs | accepted | refused | ways to refuse | faults | slowest, s | most memory, MB | its bound "
+        "| seed | commit | date |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, report in reports.items():
         accepted = report["outcomes"].get("read", 0)
@@ -94,7 +130,8 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"| {name} | {report['tried']:,} | {accepted:,} | {report['tried'] - accepted - faults:,} | "
             f"{len(report['messages'])} | {faults} | {report['slowest_seconds']:.2f} | "
-            f"{report['largest_growth_bytes'] / 1e6:,.1f} | {report['memory_bound'] / 1e6:,.0f} |"
+            f"{report['largest_growth_bytes'] / 1e6:,.1f} | {report['memory_bound'] / 1e6:,.0f} | "
+            f"{report['seed']} | {report['commit']} | {report['date']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -128,14 +165,13 @@ def main(
             target = TARGETS[only[0]]
             click.echo(try_input(target, make_input(target, seed, again), Path(folder)))
         return
+    earlier = read_report(out)
     reports: dict[str, dict[str, Any]] = {}
     for name in only or TARGETS:
-        reports[name] = run_target(name, count, seed)
+        reports[name] = run_target(name, count, seed, earlier.get(name, {}))
         click.echo(f"{name}: {dict(reports[name]['outcomes'])}, {reports[name]['seconds']} s", err=True)
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "report.json").write_text(json.dumps({"seed": seed, "targets": reports}, indent=1) + "\n")
-            (out / "report.md").write_text(table(reports))
+            write_report(out, earlier | reports)
     click.echo(table(reports), nl=False)
     sys.exit(any(report["faults"] for report in reports.values()))
 

@@ -22,7 +22,7 @@ from pg2ref.checkpoint.loader import EMBEDDING, LISTED, WEIGHT_DTYPES, is_finite
 from pg2ref.checkpoint.safetensors_file import read_tensors
 from pg2ref.checkpoint.tensor_table import LM_HEAD, Shapes, canonical_name, expected_shapes, is_matrix
 from pg2ref.config import PaliGemmaConfig
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, shown_name
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -76,7 +76,7 @@ def read_adapter(folder: Path, config: PaliGemmaConfig) -> Adapter:
         canonical = canonical_name(WRAPPER_PATTERN.sub("", path))
         problems += _misfits(name, tensor, shapes.get(canonical))
         if canonical in replaced:
-            problems.append(f"doubled     {name} is another name of a tensor that is there already")
+            problems.append(f"doubled     {shown_name(name)} is another name of a tensor that is there already")
         replaced[canonical] = tensor
         if lora.is_saved(path.rpartition(".")[0]):
             saved.add(canonical)
@@ -85,7 +85,7 @@ def read_adapter(folder: Path, config: PaliGemmaConfig) -> Adapter:
         canonical = canonical_name(path + ".weight")
         found = list(_module_problems(path, of_module, lora, shapes.get(canonical), canonical))
         if canonical in low_rank:
-            found.append(f"doubled     {path} is another name of a module that is there already")
+            found.append(f"doubled     {shown_name(path)} is another name of a module that is there already")
         if not found:
             low_rank[canonical] = _low_rank(of_module, lora.scale_of(path))
         problems += found
@@ -111,22 +111,22 @@ def _refuse(folder: Path, lora: LoraConfig, problems: list[str]) -> None:
         count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
         raise CheckpointError(
             f"{folder}: the adapter does not fit the checkpoint: {count}; give the checkpoint that it was trained on, "
-            f"{lora.base_name}\n  {listed}{rest}"
+            f"{shown_name(lora.base_name)}\n  {listed}{rest}"
         )
 
 
 def _bad_numbers(stored: Mapping[str, Array]) -> Iterator[str]:
     for name, tensor in stored.items():
         if tensor.dtype not in WEIGHT_DTYPES:
-            yield f"wrong type  {name}: expected {', '.join(WEIGHT_DTYPES.values())}, got {tensor.dtype}"
+            yield f"wrong type  {shown_name(name)}: expected {', '.join(WEIGHT_DTYPES.values())}, got {tensor.dtype}"
         elif not is_finite(tensor).all():
-            yield f"not finite  {name} holds NaN or infinity"
+            yield f"not finite  {shown_name(name)} holds NaN or infinity"
 
 
 def _misfits(name: str, tensor: Array, shape: tuple[int, ...] | None) -> Iterator[str]:
     """A line where a tensor that stands in for one of the checkpoint cannot."""
     if shape is None:
-        yield f"no target   {name} {tensor.shape}"
+        yield f"no target   {shown_name(name)} {tensor.shape}"
     elif tensor.shape != shape:
         yield f"wrong shape {name}: expected {shape}, got {tensor.shape}"
 
@@ -135,11 +135,12 @@ def _module_problems(
     path: str, parts: Mapping[str, Array], lora: LoraConfig, shape: tuple[int, ...] | None, canonical: str
 ) -> Iterator[str]:
     """A line for each way in which the tensors of one module are not an addition to its matrix."""
+    shown = shown_name(path)
     if shape is None or not is_matrix(canonical):
-        yield from (f"no target   {path}.{part} {tensor.shape}" for part, tensor in parts.items())
+        yield from (f"no target   {shown}.{part} {tensor.shape}" for part, tensor in parts.items())
         return
     if not lora.is_target(path):
-        yield f"no target   {path} is not among the target_modules of {CONFIG_NAME}, so peft leaves it out"
+        yield f"no target   {shown} is not among the target_modules of {CONFIG_NAME}, so peft leaves it out"
     (outputs, inputs), rank = shape, lora.rank_of(path)
     if canonical == EMBEDDING:
         expected: Shapes = {EMBEDDING_DOWN: (rank, outputs), EMBEDDING_UP: (inputs, rank)}
@@ -151,11 +152,11 @@ def _module_problems(
         expected[MAGNITUDE] = (outputs,)
     for part, wanted in expected.items():
         if part not in parts:
-            yield f"missing     {path}.{part} {wanted}"
+            yield f"missing     {shown}.{part} {wanted}"
         elif parts[part].shape != wanted:
-            yield f"wrong shape {path}.{part}: expected {wanted}, got {parts[part].shape}"
+            yield f"wrong shape {shown}.{part}: expected {wanted}, got {parts[part].shape}"
     for part in parts.keys() - expected.keys():
-        yield f"unexpected  {path}.{part} {parts[part].shape}"
+        yield f"unexpected  {shown}.{part} {parts[part].shape}"
 
 
 def _low_rank(parts: Mapping[str, Array], scale: float) -> LowRank:

@@ -83,12 +83,22 @@ class LoraConfig:
 
     def is_saved(self, path: str) -> bool:
         """Whether `modules_to_save` names the module, or one that it lies in."""
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in self.saved_modules)
+        return any(re.match(saved_pattern(name), path) for name in self.saved_modules)
 
 
 def fits_pattern(key: str, path: str) -> bool:
-    """Whether a key of rank_pattern or alpha_pattern is for a module (peft utils/other.py, get_pattern_key)."""
-    return re.match(rf"(.*\.)?({key})$", path) is not None
+    """Whether a key of rank_pattern or alpha_pattern is for a module."""
+    return re.match(key_pattern(key), path) is not None
+
+
+def key_pattern(key: str) -> str:
+    """What a key of rank_pattern or alpha_pattern stands for (peft utils/other.py, get_pattern_key)."""
+    return rf"(.*\.)?({key})$"
+
+
+def saved_pattern(name: str) -> str:
+    """What a name of modules_to_save stands for: the module, and all that lie in it."""
+    return rf"(^|.*\.){name}($|\..*)"
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
@@ -110,6 +120,11 @@ def read_lora_config(folder: Path) -> LoraConfig:
         )
     _check_fields(fields)
     targets = fields.get("target_modules")
+    if isinstance(targets, str):
+        _check_regex("target_modules", targets, targets)
+    saved = _names(fields, "modules_to_save")
+    for name in saved:
+        _check_regex("modules_to_save", name, saved_pattern(name))
     return LoraConfig(
         base_name=str(fields.get("base_model_name_or_path") or "a checkpoint it does not name"),
         rank=_number(fields, "r", 8, whole=True),
@@ -118,10 +133,8 @@ def read_lora_config(folder: Path) -> LoraConfig:
         alpha_pattern=_pattern(fields, "alpha_pattern"),
         use_rslora=_flag(fields, "use_rslora"),
         use_dora=_flag(fields, "use_dora"),
-        target_modules=_regex("target_modules", targets)
-        if isinstance(targets, str)
-        else _names(fields, "target_modules"),
-        saved_modules=tuple(_regex("modules_to_save", name) for name in _names(fields, "modules_to_save")),
+        target_modules=targets if isinstance(targets, str) else _names(fields, "target_modules"),
+        saved_modules=saved,
         ties_weights=_flag(fields, "ensure_weight_tying"),
     )
 
@@ -159,7 +172,7 @@ def _pattern(fields: Mapping[str, Any], name: str, *, whole: bool = False) -> di
     if not isinstance(table, dict):
         raise ConfigError(f"{CONFIG_NAME}: {name} is {brief(table)}, expected an object, module name to number")
     for key, value in table.items():
-        _regex(name, key)
+        _check_regex(name, key, key_pattern(key))
         _check_number(f"{name}, {brief(key)}", value, whole)
     return table
 
@@ -178,12 +191,11 @@ def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _regex(name: str, pattern: str) -> str:
-    """The pattern itself, once it is known to be one."""
+def _check_regex(name: str, written: str, pattern: str) -> None:
+    """Refuse what makes no regular expression of the pattern that it becomes part of."""
     try:
-        if len(pattern) > LONGEST_PATTERN:
-            raise re.error(f"{len(pattern)} characters are too many")
+        if len(written) > LONGEST_PATTERN:
+            raise re.error(f"{len(written)} characters are too many")
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{CONFIG_NAME}: {name} has {brief(pattern)}, no regular expression ({error})") from None
-    return pattern
+        raise ConfigError(f"{CONFIG_NAME}: {name} has {brief(written)}, no regular expression ({error})") from None

@@ -7,9 +7,10 @@ which is dropped.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pg2ref.batch.rows import Row
 from pg2ref.errors import Pg2RefError, UsageError
@@ -20,8 +21,9 @@ PART = ".part"
 class ResultsFile:
     """Results of a batch on their way to `path`. One process at a time writes them."""
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path, self.part = path, path.with_name(path.name + PART)
+    def __init__(self, path: Path, *, resume: bool, model: Mapping[str, Any]) -> None:
+        """`model`: what results say of the model, as far as the lines that are there must say the same."""
+        self.path, self.part, self.model = path, path.with_name(path.name + PART), model
         self.failed = 0  # of the rows that are in it
         is_begun = self.part.exists() and self.part.stat().st_size > 0
         self.is_complete = resume and path.exists() and not is_begun
@@ -41,30 +43,50 @@ class ResultsFile:
         Raises:
             UsageError: the lines are of other rows.
         """
-        count, length = 0, 0
-        with open(self.part, "rb") as file:
-            for line in file:
-                if line.endswith(b"\n"):  # else it was cut
-                    count, length = count + 1, length + len(line)
-                    self._check(line, next(rows, None), count)
+        count, length = self._check_lines(self.part, rows)
         self._file.truncate(length)
         return count
 
-    def _check(self, line: bytes, row: Row | None, number: int) -> None:
+    def check_complete(self, rows: Iterator[Row]) -> None:
+        """Where `is_complete`: see that the results are those of all these rows.
+
+        Raises:
+            UsageError: they are of others, or there are more rows.
+        """
+        count, _ = self._check_lines(self.path, rows)
+        if next(rows, None) is not None:
+            raise UsageError(
+                f"{self.path}: expected the results of all rows, got those of the first {count}: choose another --out"
+            )
+
+    def _check_lines(self, path: Path, rows: Iterator[Row]) -> tuple[int, int]:
+        """How many whole lines there are, and their bytes."""
+        count, length = 0, 0
+        with open(path, "rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):  # else it was cut
+                    count, length = count + 1, length + len(line)
+                    self._check(path, line, next(rows, None), count)
+        return count, length
+
+    def _check(self, path: Path, line: bytes, row: Row | None, number: int) -> None:
         try:
             done = json.loads(line)
             is_error = "input" not in done
             is_same = row is not None and (done["id"], done["row"]) == (row.id, row.number)
-            is_same = is_same and (is_error or done["input"]["prompt"] == row.prompt)  # type: ignore[union-attr]
+            is_same = is_same and (is_error or (_is_of(done, row) and self._is_of_model(done)))  # type: ignore[arg-type]
         except (ValueError, LookupError, TypeError):
             is_same = is_error = False
         if not is_same:
             asked = "no more rows" if row is None else f"row {row.number}, id {row.id!r}"
             raise UsageError(
-                f"{self.part}, line {number}: expected the result of {asked}, got another: go on with the same input, "
-                "prompt and shard, or delete the file to begin anew"
+                f"{path}, line {number}: expected the result of {asked}, got another: go on with the same input, "
+                "prompt, shard, model and adapters, or delete the file to begin anew"
             )
         self.failed += is_error
+
+    def _is_of_model(self, done: Mapping[str, Any]) -> bool:
+        return all(done["model"][key] == value for key, value in self.model.items())
 
     def append(self, line: str) -> None:
         """One more result."""
@@ -96,6 +118,17 @@ class ResultsFile:
                 f"{self.part}: cannot be written ({error.strerror}): make room or choose another place; "
                 "--resume goes on with the lines that are in it"
             ) from error
+
+
+def _is_of(done: Mapping[str, Any], row: Row) -> bool:
+    """Whether a result is of this prompt and these files, by whatever path; frames may lie in the video, a folder."""
+    paths = [os.path.abspath(image["path"]) for image in done["input"]["images"]]
+    if row.video is not None:
+        video = os.path.abspath(row.video)
+        is_asked = all(path == video or path.startswith(video + os.sep) for path in paths)
+    else:
+        is_asked = paths == [os.path.abspath(image) for image in row.images]
+    return bool(done["input"]["prompt"] == row.prompt and is_asked)
 
 
 def _lock(descriptor: int) -> bool:

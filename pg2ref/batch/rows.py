@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pg2ref.errors import InputError, Pg2RefError
+from pg2ref.errors import InputError, Pg2RefError, brief
 from pg2ref.inputs.image import ImageSource
 from pg2ref.inputs.video import DEFAULT_FRAMES, list_pictures, read_frames
 
@@ -109,7 +109,7 @@ def _fields(line: bytes) -> dict[str, Any]:
 def _checked(name: str, value: Any) -> Any:
     """A field of a known name and of its type."""
     if name not in FIELDS:
-        raise InputError(f"unknown field {name!r}, expected {', '.join(FIELDS)}")
+        raise InputError(f"unknown field {brief(name)}, expected {', '.join(FIELDS)}")
     if not isinstance(value, FIELDS[name]) or isinstance(value, bool):
         expected = " or ".join(kind.__name__ for kind in FIELDS[name])
         raise InputError(f"{name} is {type(value).__name__}, expected {expected}")

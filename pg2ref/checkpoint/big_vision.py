@@ -32,7 +32,7 @@ from pg2ref.checkpoint.safetensors_file import forget_pages
 from pg2ref.checkpoint.shards import name_some
 from pg2ref.checkpoint.tensor_table import assemble, released_name
 from pg2ref.config import LAYER_TYPES, Gemma2Config, PaliGemmaConfig, SiglipConfig, read_config
-from pg2ref.errors import CheckpointError, brief
+from pg2ref.errors import CheckpointError, brief, shown_name
 from pg2ref.published import PUBLISHED
 
 PREFIX = "params/"
@@ -199,7 +199,8 @@ def _headers(archive: Archive) -> dict[str, Header]:
         header = read_header(archive, name)
         if header.descr not in STORED or not all(0 < size < LARGEST_AXIS for size in header.shape):
             raise CheckpointError(
-                f"{archive.name}: {name}: expected f32, bf16 or f16, got {brief(header.descr)} {brief(header.shape)}"
+                f"{archive.name}: {shown_name(name)}: expected f32, bf16 or f16, got {brief(header.descr)} "
+                f"{brief(header.shape)}"
             )
         headers[name.removeprefix(PREFIX)] = header
     return headers

@@ -22,7 +22,7 @@ from pg2ref.checkpoint.tensor_table import (
     is_text,
 )
 from pg2ref.config import PaliGemmaConfig, read_config
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, shown_name
 from pg2ref.model.paligemma import Params
 from pg2ref.quantized import QuantizedMatrix, Weight
 
@@ -102,7 +102,7 @@ def match(stored: Mapping[str, Weight], config: PaliGemmaConfig, quantized_to: s
         if is_ignored(canonical):
             continue
         if canonical in tensors:
-            problems.append(f"doubled     {name} is another name of a tensor that is there already")
+            problems.append(f"doubled     {shown_name(name)} is another name of a tensor that is there already")
         tensors[canonical] = tensor
     expected = expected_shapes(config)
     if EMBEDDING not in tensors and config.tie_word_embeddings and LM_HEAD in tensors:
@@ -124,7 +124,8 @@ def match(stored: Mapping[str, Weight], config: PaliGemmaConfig, quantized_to: s
 def mismatches(tensors: Mapping[str, Weight], expected: Shapes, quantized_to: str | None) -> list[str]:
     """A line for every tensor that is missing, unexpected, or of a wrong shape or type."""
     problems = [f"missing     {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    problems += [f"unexpected  {name} {tensor.shape}" for name, tensor in tensors.items() if name not in expected]
+    unexpected = ((name, tensor) for name, tensor in tensors.items() if name not in expected)
+    problems += [f"unexpected  {shown_name(name)} {tensor.shape}" for name, tensor in unexpected]
     for name, shape in expected.items():
         tensor = tensors.get(name)
         if tensor is not None and tensor.shape != shape:

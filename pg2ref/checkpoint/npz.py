@@ -18,9 +18,10 @@ import numpy as np
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.npy_header import read_npy_header
-from pg2ref.errors import CheckpointError
+from pg2ref.errors import CheckpointError, shown_name
 
 MOST_MEMBERS = 1 << 14
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # that NumPy writes
 LOCAL_HEADER_BYTES = 30  # of a zip member, before its name; the lengths of name and extra field stand at 26 and 28
 LARGE = 1 << 24  # bytes, from which on a member must not be suspiciously well compressed
 MOST_COMPRESSED = 20  # times: weights give 1.1 to 2
@@ -67,6 +68,12 @@ def _members(name: str, file: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         raise CheckpointError(
             f"{name}: expected at most {MOST_MEMBERS} members, each once, got {len(infos)}, {len(members)} different"
         )
+    for info in infos:
+        if info.compress_type not in PACKINGS:
+            raise CheckpointError(
+                f"{name}: {shown_name(info.filename)}: expected a member stored or deflated, as NumPy writes them, got "
+                f"method {info.compress_type} of zip; save it anew"
+            )
     return members
 
 
@@ -77,7 +84,7 @@ def read_header(archive: Archive, name: str) -> Header:
         CheckpointError: it is of another version of .npy, or no plain array.
     """
     with archive.file.open(archive.members[name]) as stream:
-        descr, fortran_order, shape = read_npy_header(stream, f"{archive.name}: {name}")
+        descr, fortran_order, shape = read_npy_header(stream, f"{archive.name}: {shown_name(name)}")
         return Header(shape, fortran_order, descr, stream.tell())
 
 

@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.safetensors_file import MAX_HEADER_BYTES, parse_json_object, read_tensors
-from pg2ref.errors import CheckpointError, brief
+from pg2ref.errors import CheckpointError, brief, shown_name
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = MAX_HEADER_BYTES
 SHARD_PATTERN = re.compile(r"-\d+-of-\d+\.safetensors$")
-LONG_NAME = 100
 OTHER_FORMATS = (".bin", ".npz", ".gguf", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
@@ -43,7 +42,7 @@ class _Choice(NamedTuple):
 def name_some(names: Iterable[str], limit: int = 20) -> str:
     """Names for a message: sorted, unprintable and long ones escaped and cut, and a count of those beyond `limit`."""
     shown = sorted(names)
-    listed = ", ".join(name if name.isprintable() and len(name) < LONG_NAME else brief(name) for name in shown[:limit])
+    listed = ", ".join(map(shown_name, shown[:limit]))
     return listed + (f" and {len(shown) - limit} more" if len(shown) > limit else "")
 
 

@@ -118,15 +118,19 @@ def command(
     check_writable(out)
     with ExitStack() as stack:
         rows, total = open_rows(source, prompt, shard, stack, absolute=options["engine"] == "ray")
-        results = open_results(out, resume, stack) if out != "-" else None
+        made_by = {"id": model_name, "adapters": list(options["adapters"])}
+        results = open_results(out, resume, made_by, stack) if out != "-" else None
         if results is not None and results.is_complete:
+            results.check_complete(rows)
             say(f"{out} is complete", quiet)
-            return
-        done = results.skip_done(rows) if results is not None else 0
-        failed = write_outcomes(answer(model_name, rows, quiet=quiet, **options), results, Progress(done, total, quiet))
-        if results is not None:
-            results.finish()
-            failed += results.failed
+            failed = results.failed
+        else:
+            done = results.skip_done(rows) if results is not None else 0
+            outcomes = answer(model_name, rows, quiet=quiet, **options)
+            failed = write_outcomes(outcomes, results, Progress(done, total, quiet))
+            if results is not None:
+                results.finish()
+                failed += results.failed
     if failed:
         raise Pg2RefError(f"{failed} rows failed: their lines in {out} say why")
 
@@ -164,11 +168,11 @@ def open_lines(source: str, stack: ExitStack) -> BinaryIO:
         raise InputError(f"{source}: expected JSON lines or a folder of images, got: {got}; check the path") from error
 
 
-def open_results(out: str, resume: bool, stack: ExitStack) -> "ResultsFile":
+def open_results(out: str, resume: bool, made_by: dict[str, Any], stack: ExitStack) -> "ResultsFile":
     """The file of results, let go of with the stack."""
     from pg2ref.batch.resume import ResultsFile
 
-    return stack.enter_context(closing(ResultsFile(Path(out), resume=resume)))
+    return stack.enter_context(closing(ResultsFile(Path(out), resume=resume, model=made_by)))
 
 
 def answer(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pg2ref.cli.options import json_option, model_option, required_model
+from pg2ref.cli.options import adapter_option, json_option, model_option, required_model
 from pg2ref.errors import Pg2RefError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ HEAD = (
 )
 @click.option("--tolerance", type=float, help="Allow this relative error at each stage, instead of the noise floor's.")
 @model_option
+@adapter_option
 @click.option("--isolate", is_flag=True, help="Run each block of -m MODEL on OTHER's own input, in f64, as well.")
 @click.option(
     "--image",
@@ -60,6 +61,7 @@ def command(
     tolerance: float | None,
     isolate: bool,
     name: str | None,
+    adapters: tuple[str, ...],
     images: tuple[str, ...],
     show_all: bool,
     as_json: bool,
@@ -71,9 +73,9 @@ def command(
     of what rounding alone does there.
 
     What diverges is diagnosed: each mistake that `pg2ref break --list` knows is tried on the first block that differs,
-    and the one that reproduces OTHER's numbers is named. With -m MODEL, the checkpoint of REFERENCE, that is every
-    block; from two records in full, what needs no matrix. --isolate shows the error that each block introduces, apart
-    from what it was given.
+    and the one that reproduces OTHER's numbers is named. With -m MODEL, the checkpoint of REFERENCE (and --adapter, if
+    it had any), that is every block; from two records in full, what needs no matrix. --isolate shows the error that
+    each block introduces, apart from what it was given.
 
     Exits with 0 where all stages are close, 1 where one diverges, 2 where they cannot be compared.
 
@@ -85,6 +87,8 @@ def command(
     """
     if isolate:
         required_model(name)
+    if adapters and name is None:
+        raise UsageError("--adapter is for a diagnosis, which needs the model: add -m MODEL")
     if images and name is None:
         raise UsageError("--image is for a diagnosis, which needs the model: add -m MODEL")
     with trouble():
@@ -99,12 +103,14 @@ def command(
         if name is not None:
             from pg2ref.api import load
             from pg2ref.inputs.image import read_image
+            from pg2ref.parity.adapters_used import check_adapters
             from pg2ref.parity.diagnose import diagnose
             from pg2ref.parity.isolate import isolate as isolate_blocks
             from pg2ref.parity.replay import run_behind
 
             pictures = [read_image(image) for image in images]
-            numbers = load(name, precision="f64").numbers
+            check_adapters(expected, adapters)
+            numbers = load(name, precision="f64", adapters=adapters).numbers
             if isolate or not comparison.is_close:  # a run needs inputs that nobody may have recorded
                 run = run_behind(numbers, expected, found, pictures)
             if isolate:
@@ -208,6 +214,8 @@ def summary(comparison: "Comparison") -> Iterator[str]:
         yield f"noise ratio: median {sorted(ratios)[len(ratios) // 2]:.2f}, largest {max(ratios):.2f}"
     else:
         yield "REFERENCE has no noise floor, so a fixed error is allowed: record it with --with-floor"
+    if comparison.adapters_apart:
+        yield f"other adapters: {comparison.adapters_apart}"
     if comparison.missing:
         yield f"not in OTHER: {len(comparison.missing)} stages, {', '.join(comparison.missing[:3])} among them"
     if comparison.extra:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pg2ref.cli.files import check_writable
-from pg2ref.cli.options import computation_options, json_option, model_option, open_model
+from pg2ref.cli.options import adapter_option, computation_options, json_option, model_option, open_model
 from pg2ref.cli.progress import LayerProgress, ProgressLine
 from pg2ref.cli.stdin import read_stdin
 from pg2ref.errors import UsageError
@@ -18,6 +18,7 @@ SCHEMA = "pg2ref/trace/1"
 @click.command("trace", short_help="Write every stage of a run to a file.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
+@adapter_option
 @click.option("-p", "--prompt", default="caption en", show_default=True, help="The task; `-` reads it from stdin.")
 @click.option("-o", "--out", required=True, help="The trace, a safetensors file; it appears when it is whole.")
 @click.option(
@@ -53,6 +54,7 @@ SCHEMA = "pg2ref/trace/1"
 def command(
     images: tuple[str, ...],
     name: str | None,
+    adapters: tuple[str, ...],
     prompt: str,
     out: str,
     points: str,
@@ -77,6 +79,7 @@ def command(
     pg2ref trace photo.jpg -m ./mix --with-floor -o truth.safetensors
     pg2ref trace photo.jpg -m ./mix --with-floor --mode stats --points blocks -o golden.safetensors
     pg2ref trace photo.jpg -m ./mix -p "detect cat" --steps 8 --points "layer_00/|logits" -o run.safetensors
+    pg2ref trace photo.jpg -m ./pt --adapter ./my-lora -o tuned.safetensors
     pg2ref compare truth.safetensors run.safetensors
     """
     if out == "-":
@@ -94,7 +97,7 @@ def command(
     chosen = choose_points(points)
     precision = "f64" if with_floor else precision or trace_precision(NAME if name is None else name)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
-    model = open_model(name, quiet=quiet, **computed)
+    model = open_model(name, quiet=quiet, adapters=adapters, **computed)
     try:
         recorded = record(
             model,

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pg2ref.arrays import Array
-from pg2ref.errors import InputError, UsageError
+from pg2ref.errors import InputError, UsageError, shown_path
 from pg2ref.policy import RESIZE_POLICIES
 
 Picture: TypeAlias = Image.Image
@@ -158,7 +158,7 @@ def read_image(source: ImageSource) -> Image.Image:
             "wrap bytes in io.BytesIO, turn tensors into arrays"
         )
     named = source if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "file object"))
-    name = " ".join(os.fsdecode(named).split())
+    name = shown_path(os.fsdecode(named))
     content = _read_content(source, name)
     with pillow_errors(name):
         Image.init()
@@ -178,7 +178,7 @@ def _read_content(source: str | os.PathLike[str] | BinaryIO, name: str) -> io.By
     except TypeError:
         raise InputError(f"{name}: expected bytes, got text: open the file in binary mode") from None
     except (OSError, ValueError) as error:
-        if name.lower().startswith(URL_STARTS):
+        if str(source).lower().startswith(URL_STARTS):
             raise InputError(
                 f"{name}: expected an image file, got a URL, and pg2ref fetches none: download it first, "
                 "or pipe it: curl -s URL | pg2ref generate -"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from pg2ref.errors import InputError, UsageError
+from pg2ref.errors import InputError, UsageError, shown_path
 from pg2ref.inputs.image import Frame, Picture, file_digest, pillow_errors, read_image
 
 DEFAULT_FRAMES = 16
@@ -44,7 +44,7 @@ def read_frames(
         raise UsageError(f"frames is {frames}, expected 1 to {MOST_FRAMES}")
     if stride is not None and stride < 1:
         raise UsageError(f"stride is {stride}, expected 1 or more")
-    name = " ".join(os.fsdecode(source).split())
+    name = shown_path(os.fsdecode(source))
     if os.path.isdir(source):
         found = list_pictures(Path(source))
         if not found:
@@ -58,10 +58,13 @@ def read_frames(
             moving = _open_moving(file, name)
             read = partial(_decode_video, file) if moving is None else partial(_seek, moving)
             digest = file_digest(source)
-            return [Frame(picture, os.fsdecode(source), digest, i) for i, picture in read(name, frames, stride)]
+            taken = [Frame(picture, os.fsdecode(source), digest, i) for i, picture in read(name, frames, stride)]
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or error
         raise InputError(f"{name}: expected a video, got: {got}; check path and permissions") from error
+    if not taken:
+        raise InputError(f"{name}: expected a video, got one without frames: convert it")
+    return taken
 
 
 def chosen_frames(count: int, frames: int, stride: int | None) -> list[int]:
@@ -72,8 +75,17 @@ def chosen_frames(count: int, frames: int, stride: int | None) -> list[int]:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The image files in a folder, told by their suffix, in the order of their names, numbers in them by value."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()]
+    """The image files in a folder, told by their suffix, in the order of their names, numbers in them by value.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    try:
+        found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise InputError(
+            f"{shown_path(str(folder))}: expected a folder of images, got: {error.strerror}; check path and permissions"
+        ) from error
     return sorted(found, key=lambda path: (_with_numbers(path.name), path.name))
 
 

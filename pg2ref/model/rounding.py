@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pg2ref.adapted import LinearWeight, adapted_rows
 from pg2ref.arrays import Array, bf16_to_f32, f32_to_bf16, widen
 from pg2ref.model.backend import Ops
 from pg2ref.model.masks import KeyRanges
 from pg2ref.model.ops import BLOCK_WEIGHTS
-from pg2ref.quantized import Weight, widen_rows
 
 F32 = np.dtype(np.float32)
 ROUNDED_PRECISIONS = ("f32", "bf16")
@@ -54,22 +54,22 @@ class Rounding:
     def __init__(self, rounded: Callable[[Array], Array]) -> None:
         self.rounded = rounded
 
-    def linear(self, x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array:
-        """Sums and the bias in float32, one rounding."""
+    def linear(self, x_TD: Array, weight_OD: LinearWeight, bias_O: Array | None = None) -> Array:
+        """Sums and the bias in float32, one rounding; of an adapted matrix, that of the merged checkpoint."""
         x_TD = self.rounded(x_TD)
         out_TO = np.empty((x_TD.shape[0], weight_OD.shape[0]), F32)
         step = max(1, BLOCK_WEIGHTS // weight_OD.shape[1])
         for start in range(0, weight_OD.shape[0], step):
-            out_TO[:, start : start + step] = x_TD @ self.rounded(widen_rows(weight_OD, F32, start, start + step)).T
+            out_TO[:, start : start + step] = x_TD @ self.rounded(adapted_rows(weight_OD, F32, start, start + step)).T
         return self.rounded(out_TO if bias_O is None else out_TO + widen(bias_O, F32))
 
     def linear_each(
-        self, x_TD: Array, weights: Sequence[Weight], biases: Sequence[Array | None] | None = None
+        self, x_TD: Array, weights: Sequence[LinearWeight], biases: Sequence[Array | None] | None = None
     ) -> list[Array]:
         """Several linear layers of the same rows."""
         return [self.linear(x_TD, *layer) for layer in zip(weights, biases or [None] * len(weights), strict=True)]
 
-    def gated_linear(self, x_TD: Array, gate_FD: Weight, up_FD: Weight) -> Array:
+    def gated_linear(self, x_TD: Array, gate_FD: LinearWeight, up_FD: LinearWeight) -> Array:
         """GeGLU; GELU is rounded before the product."""
         return self.rounded(self.gelu(self.linear(x_TD, gate_FD)) * self.linear(x_TD, up_FD))
 

@@ -21,6 +21,7 @@ _RUN = re.compile(rf"(?:{LOCATION_OR_SEGMENT})(?:\s*(?:{LOCATION_OR_SEGMENT}))*"
 _DAMAGED = re.compile(r"<(?:loc|seg)[^<>\s]*>?|<(?:l|lo|s|se)?$")
 _SEPARATOR = re.compile(r"(?:^|(?<=\s));(?=\s|$)")
 _MOST_SHOWN = 60
+_MOST_QUOTED = 120  # where characters are escaped, which makes up to ten of one
 
 
 class Detection(NamedTuple):
@@ -130,4 +131,5 @@ def _groups(tokens: list[str]) -> Iterator[tuple[int, int]]:
 def _shown(words: str) -> str:
     """A piece of an answer for a message of one line."""
     short = words if len(words) <= _MOST_SHOWN else words[: _MOST_SHOWN - 3] + "..."
-    return repr(short)
+    quoted = repr(short)
+    return quoted if len(quoted) <= _MOST_QUOTED else f"{quoted[: _MOST_QUOTED - 4]}...{quoted[0]}"

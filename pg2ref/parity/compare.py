@@ -14,6 +14,7 @@ import numpy as np
 
 from pg2ref.arrays import Array
 from pg2ref.errors import InputError, UsageError
+from pg2ref.parity.adapters_used import adapters_apart
 from pg2ref.parity.difference import FRACTION_BITS, Difference, measure, share_beyond
 from pg2ref.parity.records import Record, Stage
 from pg2ref.parity.summary import measure_summaries, samples_of, summarize
@@ -77,6 +78,7 @@ class Comparison:
     stages: tuple[StageComparison, ...]
     missing: tuple[str, ...]  # stages of the reference that OTHER lacks
     extra: tuple[str, ...]  # of OTHER, that the reference lacks
+    adapters_apart: str | None = None  # how the adapters of both runs differ, where both say which they had
     isolated: tuple[StageComparison, ...] = ()  # isolate.py: each block of the reference fed with OTHER's own input
 
     @property
@@ -138,6 +140,7 @@ def compare(
         ),
         missing=tuple(name for name in reference.stages if name not in other.stages),
         extra=tuple(name for name in other.stages if name not in reference.stages),
+        adapters_apart=adapters_apart(reference, other),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pg2ref.adapters.identity import identify
 from pg2ref.arrays import Array
 from pg2ref.config import PaliGemmaConfig
 from pg2ref.outputs.result import InputImage, versions
@@ -18,7 +19,7 @@ from pg2ref.policy import Policy
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The run: `model` says id, revision, dtype, backend, weights and builtin, as in a result's JSON."""
+    """The run: `model` says id, revision, dtype, backend, weights, builtin and adapters, as in a result's JSON."""
 
     model: Mapping[str, Any]
     config: PaliGemmaConfig
@@ -37,13 +38,14 @@ class RunFacts:
     def to_metadata(self) -> dict[str, str]:
         """`precision` and `backend` are plain; `model`, `config`, `policy`, `input`, `answer_ids`, `versions` JSON.
 
-        Of paths only the last part is kept: a record goes to other machines.
+        Of paths only the last part is kept, and of adapters digests: a record goes to other machines.
         """
         model_id = self.model["id"] or ""
         described = {
             "id": Path(model_id).name if os.path.exists(model_id) else model_id,
             "revision": self.model["revision"],
             "weights": self.model["weights"],
+            "adapters": [identify(adapter) for adapter in self.model["adapters"]],
         }
         values: dict[str, Any] = {
             "model": described,

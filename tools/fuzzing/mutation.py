@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 Rng = random.Random
@@ -151,3 +152,16 @@ def json_bytes(value: Any, rng: Rng) -> bytes:
     elif how < 0.08:
         text = text.replace("1", "1" * 5000, 1)
     return text.encode("utf-8", "surrogatepass") if how < 0.98 else text.encode("utf-16", "surrogatepass")
+
+
+def two_files(first: bytes, second: bytes) -> bytes:
+    """Two files as one input."""
+    return len(first).to_bytes(4, "little") + first + second
+
+
+def lay_out(content: bytes, first: Path, second: Path) -> None:
+    """Write the two files of an input; an empty one is left out."""
+    end = 4 + int.from_bytes(content[:4], "little")
+    for path, part in ((first, content[4:end]), (second, content[end:])):
+        if part:
+            path.write_bytes(part)

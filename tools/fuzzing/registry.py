@@ -2,8 +2,26 @@
 
 from collections.abc import Mapping
 
-from fuzzing import answer_inputs, config_inputs, image_inputs, npz_inputs, safetensors_inputs
+from fuzzing import (
+    adapter_inputs,
+    answer_inputs,
+    big_vision_inputs,
+    config_inputs,
+    image_inputs,
+    npz_inputs,
+    row_inputs,
+    safetensors_inputs,
+)
 from fuzzing.target import Target
 
-MODULES = (safetensors_inputs, config_inputs, image_inputs, answer_inputs, npz_inputs)
+MODULES = (
+    safetensors_inputs,
+    config_inputs,
+    image_inputs,
+    answer_inputs,
+    npz_inputs,
+    big_vision_inputs,
+    row_inputs,
+    adapter_inputs,
+)
 TARGETS: Mapping[str, Target] = {target.name: target for module in MODULES for target in module.TARGETS}
