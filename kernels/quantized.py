@@ -51,9 +51,7 @@ def quantize_rows(x_TD, zero, codes_BTX, scales_BTG, corrections_BTG):  # type: 
             strangers = np.int32(0)
             for k in range(numbers.size):  # `max` and codes lose what is not finite: it goes into the scale
                 strangers += np.int32(numbers[k] - numbers[k] != 0)
-            if strangers:
-                largest = np.float32(np.nan)
-            scales_BTG[block, t, g] = largest / MOST_CODE
+            scales_BTG[block, t, g] = largest / MOST_CODE if strangers == 0 else np.float32(np.nan)
             corrections_BTG[block, t, g] = -np.int32(zero) * total
 
 
