@@ -330,7 +330,8 @@ def test_what_is_not_computed_is_refused(name: str, base: Checkpoint, thin: dict
 
 
 def test_a_switched_off_field_of_tomorrow_is_none_of_ours(base: Checkpoint, thin: Any, tmp_path: Path) -> None:
-    read_adapter(lora_folders.write(tmp_path, thin, use_more_magic=False, magic_config=None), base.config)
+    adapter = read_adapter(lora_folders.write(tmp_path, thin, use_more_magic=False, magic_config=None), base.config)
+    assert len(adapter.low_rank) == len(thin) // 2
 
 
 def test_folders_that_are_none(base: Checkpoint, thin: dict[str, Array], tmp_path: Path) -> None:

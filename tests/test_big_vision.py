@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import small_models
 from cli_runner import Run, make_run
+from unpacked_pieces import watch_pieces
 
 import pg2ref
 from pg2ref.adapters.apply import base_weights
@@ -208,18 +208,10 @@ def test_a_bomb_is_not_unpacked(arrays: Arrays, tmp_path: Path, monkeypatch: pyt
     """A header that claims what its member really unpacks to: 64 MB out of 64 kB."""
     stored = big_vision_files.stored_as(arrays, "f4") | {FINAL: np.zeros((1 << 12, 1 << 12), np.float32)}
     path = big_vision_files.write(tmp_path / "pt.npz", stored, compressed=True)
-    longest: list[int] = []
-    original = zipfile.ZipExtFile.read
-
-    def read(self: zipfile.ZipExtFile, count: int | None = -1) -> bytes:
-        content = original(self, count)
-        longest.append(len(content))
-        return content
-
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    pieces = watch_pieces(monkeypatch)
     with pytest.raises(CheckpointError, match=r"67,108,992 bytes are packed in .*expected at least a 20th"):
         load_big_vision(path)
-    assert max(longest) < 1 << 20
+    assert max(pieces) < 1 << 20
 
 
 # On the command line.

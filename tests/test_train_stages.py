@@ -207,3 +207,16 @@ def test_what_is_kept_goes_on_where_it_was(begun: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "scenes").symlink_to(begun / "scenes")
     log = run_stage("joint", tmp_path / "run", "--steps", 2)  # and not from stages 1 and 2, which are not there
     assert [line["step"] for line in log] == [2]
+
+
+def test_a_run_that_goes_on_takes_the_rates_it_is_given() -> None:
+    torch = pytest.importorskip("torch")
+    from optimiser import Optimiser
+
+    layer = torch.nn.ModuleDict({"layers": torch.nn.Linear(3, 3)})
+    before = Optimiser([(layer, 1.0)], highest_rate=0.1, muon_rate=0.2)
+    after = Optimiser([(layer, 0.5)], highest_rate=0.4, muon_rate=0.6)
+    after.load_state_dict(before.state_dict())
+    layer["layers"].weight.grad, layer["layers"].bias.grad = torch.ones(3, 3), torch.ones(3)
+    after.step(0.5)
+    assert [group["lr"] for part in after.parts for group in part.param_groups] == pytest.approx([0.1, 0.15])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from random_mask_decoder import random_arrays
+from unpacked_pieces import watch_pieces
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.vae_npz import read_mask_decoder
@@ -106,21 +107,13 @@ def test_a_member_is_unpacked_no_further_than_its_shape(
     arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A zip bomb: 64 MB of zeros behind an honest header, in some kilobytes."""
-    longest = []
-    original = zipfile.ZipExtFile.read
-
-    def read(self: zipfile.ZipExtFile, count: int | None = -1) -> bytes:
-        content = original(self, count)
-        longest.append(len(content))
-        return content
-
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    pieces = watch_pieces(monkeypatch)
     bomb = npy(arrays["decoder.0.bias"]) + bytes(64 * 2**20)
     path = zip_with(tmp_path / "vae.npz", arrays, **{"decoder.0.bias": bomb})
     assert path.stat().st_size < 2**20
     with pytest.raises(CheckpointError, match="expected 28 bytes, got more"):
         read_mask_decoder(path)
-    assert max(longest) < 20_000
+    assert max(pieces) < 20_000
 
 
 @pytest.mark.parametrize(

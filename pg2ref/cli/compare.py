@@ -14,8 +14,10 @@ from pg2ref.cli.options import adapter_option, json_option, model_option, requir
 from pg2ref.errors import Pg2RefError, UsageError
 
 if TYPE_CHECKING:
+    from pg2ref.parity.bugs.run import Run
     from pg2ref.parity.compare import Comparison, StageComparison
     from pg2ref.parity.diagnose import Diagnosis
+    from pg2ref.parity.records import Record
 
 SCHEMA = "pg2ref/compare/1"
 DIVERGES = 1
@@ -101,24 +103,8 @@ def command(
         comparison = compare(expected, found, precision=precision, tolerance=tolerance)
         diagnosis = None
         if name is not None:
-            from pg2ref.api import load
-            from pg2ref.inputs.image import read_image
-            from pg2ref.parity.adapters_used import check_adapters
-            from pg2ref.parity.diagnose import diagnose
-            from pg2ref.parity.isolate import isolate as isolate_blocks
-            from pg2ref.parity.replay import run_behind
-
-            pictures = [read_image(image) for image in images]
-            check_adapters(expected, adapters)
-            numbers = load(name, precision="f64", adapters=adapters).numbers
-            if isolate or not comparison.is_close:  # a run needs inputs that nobody may have recorded
-                run = run_behind(numbers, expected, found, pictures)
-            if isolate:
-                prompt_alone = run._replace(answer_ids=())
-                blocks = isolate_blocks(prompt_alone, found, precision=comparison.precision)
-                comparison = replace(comparison, isolated=tuple(blocks))
-            if not comparison.is_close:
-                diagnosis = diagnose(run, found, precision=comparison.precision)
+            run = run_of(name, adapters, images, expected, found, is_needed=isolate or not comparison.is_close)
+            comparison, diagnosis = look_closer(comparison, run, found, isolate=isolate)
         elif not comparison.is_close:
             from pg2ref.parity.weightless import diagnose_without_model
 
@@ -132,6 +118,42 @@ def command(
             only_shapes = all(stage.verdict == "shape" for stage in comparison.stages if not stage.is_good)
             print_diagnosis(diagnosis, with_model=name is not None, only_shapes=only_shapes)
     sys.exit(0 if comparison.is_close else DIVERGES)
+
+
+def run_of(
+    name: str,
+    adapters: tuple[str, ...],
+    images: tuple[str, ...],
+    expected: "Record",
+    found: "Record",
+    *,
+    is_needed: bool,
+) -> "Run | None":
+    """REFERENCE's run with -m MODEL; None where nobody needs it, as it takes inputs that may not be recorded."""
+    from pg2ref.api import load
+    from pg2ref.inputs.image import read_image
+    from pg2ref.parity.adapters_used import check_adapters
+    from pg2ref.parity.replay import run_behind
+
+    pictures = [read_image(image) for image in images]
+    check_adapters(expected, adapters)
+    numbers = load(name, precision="f64", adapters=adapters).numbers
+    return run_behind(numbers, expected, found, pictures) if is_needed else None
+
+
+def look_closer(
+    comparison: "Comparison", run: "Run | None", found: "Record", *, isolate: bool
+) -> tuple["Comparison", "Diagnosis | None"]:
+    """The comparison with its isolated blocks, where they are asked for, and the diagnosis of what diverges."""
+    from pg2ref.parity.diagnose import diagnose
+    from pg2ref.parity.isolate import isolate as isolate_blocks
+
+    if run is None:
+        return comparison, None
+    if isolate:
+        blocks = isolate_blocks(run._replace(answer_ids=()), found, precision=comparison.precision)
+        comparison = replace(comparison, isolated=tuple(blocks))
+    return comparison, None if comparison.is_close else diagnose(run, found, precision=comparison.precision)
 
 
 @contextmanager
