@@ -23,9 +23,10 @@ AHEAD = 6  # tokens
 
 
 @inlined
-def multiply_panel(x, x_stride, num_rows, panel, steps, out, out_stride, pairs):  # type: ignore[no-untyped-def]
+def multiply_panel(x, x_stride, num_rows, panel, steps, zeros_P, out, out_stride, pairs):  # type: ignore[no-untyped-def]
     """A packed panel times some rows."""
-    multiply(x, x_stride, num_rows, panel, steps, out, out_stride, np.int64(1), pairs, NOTHING, NOTHING, NOTHING)
+    zeros, none = zeros_P.ctypes.data, NOTHING
+    multiply(x, x_stride, num_rows, panel, steps, zeros, none, out, out_stride, pairs, none, none, none)
 
 
 @inlined
@@ -117,7 +118,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
         control = flush_denormals(np.int64(pairs))
         weights_TS = np.zeros((QUERIES, width), np.float32)
         halves_TS = np.zeros((QUERIES, width), np.uint16)
-        edge_TP = np.zeros((QUERIES, PANEL), np.float32)
+        edge_TP, zeros_P = np.zeros((QUERIES, PANEL), np.float32), np.zeros(PANEL, np.float32)
         work = take(counter.ctypes.data)
         while work < N * blocks:
             n, start = work // blocks, (work % blocks) * QUERIES
@@ -127,7 +128,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
             query = query_TNW.ctypes.data + (start * N + n) * W * 4
             for s in range(first, last + 1, PANEL):
                 panel, place = keys_KPWP[n // group, s // PANEL], weights_TS.ctypes.data + (s - first) * 4
-                multiply_panel(query, N * W * 4, rows, panel.ctypes.data, W, place, width * 4, pairs)
+                multiply_panel(query, N * W * 4, rows, panel.ctypes.data, W, zeros_P, place, width * 4, pairs)
             keys = last + 1 - first
             for t in range(rows):
                 begin, end = first_T[start + t] - first, last_T[start + t] + 1 - first
@@ -149,13 +150,13 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
                     ((n // group) * values_KPWP.shape[1] + h // PANEL) * value_words + first_word
                 ) * (PANEL * 4)
                 edge = edge_TP.ctypes.data
-                multiply_panel(weights, stride, rows, values, words, edge, PANEL * 4, pairs)
+                multiply_panel(weights, stride, rows, values, words, zeros_P, edge, PANEL * 4, pairs)
                 columns = min(PANEL, H - h)
                 out_TNH[start : start + rows, n, h : h + columns] = edge_TP[:rows, :columns]
             work = take(counter.ctypes.data)
         restore_control(control)
         # an array is freed after its last use, and an address is none: here they still live
-        weights_TS[0, 0], halves_TS[0, 0], edge_TP[0, 0] = 0, 0, 0
+        weights_TS[0, 0], halves_TS[0, 0], edge_TP[0, 0], zeros_P[0] = 0, 0, 0, 0
     counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0] + values_KPWP[0, 0, 0, 0]
 
 

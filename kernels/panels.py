@@ -39,33 +39,36 @@ transpose_bf16, transpose_words = make_transpose(cpu(), widened=True), make_tran
 
 
 @inlined
-def multiply_tile(tile_rows, rows, x_stride, panel, steps, place, out_stride, fresh, pairs):  # type: ignore[no-untyped-def]
+def multiply_tile(tile_rows, rows, x_stride, panel, steps, begin, begin_stride, place, out_stride, pairs):  # type: ignore[no-untyped-def]
     """One panel of outputs of TILE_ROWS, 4, 2 or 1 rows."""
     panel_stride = np.int64(PANEL * 4)
     if pairs:
         if tile_rows == TILE_ROWS:
-            pairs_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+            pairs_all(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
         elif tile_rows == 4:
-            pairs_four(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+            pairs_four(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
         elif tile_rows == 2:
-            pairs_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+            pairs_two(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
         else:
-            pairs_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+            pairs_one(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
     elif tile_rows == TILE_ROWS:
-        tile_all(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        tile_all(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
     elif tile_rows == 4:
-        tile_four(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        tile_four(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
     elif tile_rows == 2:
-        tile_two(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        tile_two(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
     else:
-        tile_one(rows, x_stride, panel, panel_stride, steps, place, out_stride, fresh)
+        tile_one(rows, x_stride, panel, panel_stride, steps, begin, begin_stride, place, out_stride)
 
 
 @inlined
-def multiply(x, x_stride, num_rows, panel, steps, out, out_stride, fresh, pairs, ahead, ahead_stride, ahead_bytes):  # type: ignore[no-untyped-def]
+def multiply(
+    x, x_stride, num_rows, panel, steps, begin, begin_stride, out, out_stride, pairs, ahead, ahead_stride, ahead_bytes
+):  # type: ignore[no-untyped-def]
     """One panel of outputs of all rows, in tiles of as many rows as the registers hold. Strides are in bytes.
 
-    `pairs`: words of two bf16. Meanwhile the weights of the next panel, PANEL rows of `ahead_bytes`, come closer.
+    `begin`: as in simd/tile.py. `pairs`: words of two bf16. Meanwhile the weights of the next panel, PANEL rows of
+    `ahead_bytes`, come closer.
     """
     t = 0
     while t < num_rows:
@@ -75,9 +78,8 @@ def multiply(x, x_stride, num_rows, panel, steps, out, out_stride, fresh, pairs,
             line = ahead + (t // TILE_ROWS) * ahead_stride
             for offset in range(0, ahead_bytes, CACHE_LINE):
                 prefetch(line + offset)
-        multiply_tile(
-            tile_rows, x + t * x_stride, x_stride, panel, steps, out + t * out_stride, out_stride, fresh, pairs
-        )
+        rows, ours, place = x + t * x_stride, begin + t * begin_stride, out + t * out_stride
+        multiply_tile(tile_rows, rows, x_stride, panel, steps, ours, begin_stride, place, out_stride, pairs)
         t += tile_rows
 
 
@@ -101,20 +103,21 @@ def pack(w, w_stride, kind, outputs, panel, steps):  # type: ignore[no-untyped-d
 
 
 @inlined
-def multiply_stored(x, T, words, w, w_stride, kind, outputs, panel, out, out_stride, fresh, next_w):  # type: ignore[no-untyped-def]
+def multiply_stored(x, T, words, w, w_stride, kind, outputs, panel, begin_P, out, out_stride, next_w):  # type: ignore[no-untyped-def]
     """A panel of `outputs` rows of weights at `w` times all rows of x, block after block; `next_w` comes after it."""
-    size = np.int64(2 if kind == WIDENED else 4)
+    size, begin, begin_stride = np.int64(2 if kind == WIDENED else 4), begin_P.ctypes.data, NOTHING
     for start in range(0, words, BLOCK):
         steps = min(BLOCK, words - start)
         pack(w + start * size, w_stride, kind, outputs, panel, steps)
         ahead, ahead_words = w + (start + BLOCK) * size, min(BLOCK, words - start - BLOCK)
         if ahead_words <= 0:
             ahead, ahead_words = next_w, min(BLOCK, words) if next_w else 0
-        first, block = np.int64(fresh and start == 0), x + start * T * 4
-        pairs = kind == PAIRS
+        block, stride, pairs = x + start * T * 4, np.int64(BLOCK * 4), kind == PAIRS
         ahead_bytes = ahead_words * size if outputs == PANEL else NOTHING
-        stride = np.int64(BLOCK * 4)
-        multiply(block, stride, T, panel, steps, out, out_stride, first, pairs, ahead, w_stride, ahead_bytes)
+        multiply(
+            block, stride, T, panel, steps, begin, begin_stride, out, out_stride, pairs, ahead, w_stride, ahead_bytes
+        )
+        begin, begin_stride = out, out_stride
 
 
 @kernel
@@ -128,7 +131,7 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  #
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
         control = flush_denormals(np.int64(kind == PAIRS))
-        panel = np.zeros((BLOCK, PANEL), np.float32)
+        panel, begin_P = np.zeros((BLOCK, PANEL), np.float32), np.zeros(PANEL, np.float32)
         edge_TP = np.zeros((T if O % PANEL else 1, PANEL), np.float32)
         index = take(counter.ctypes.data)
         while index < panels:
@@ -140,18 +143,17 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  #
             place = out_TO.ctypes.data + o * 4 if whole else edge_TP.ctypes.data
             stride = np.int64(O * 4 if whole else PANEL * 4)
             if bias_O.size:
-                rows = out_TO[:, o:] if whole else edge_TP
-                for t in range(T):
-                    for c in range(outputs):
-                        rows[t, c] = bias_O[o + c]
+                begin_P[:outputs] = bias_O[o : o + outputs]
             next_w = w + following * PANEL * w_stride if (following + 1) * PANEL <= O else NOTHING
-            fresh, ours = bias_O.size == 0, w + o * w_stride
-            multiply_stored(x, T, words, ours, w_stride, kind, outputs, panel.ctypes.data, place, stride, fresh, next_w)
+            ours = w + o * w_stride
+            multiply_stored(
+                x, T, words, ours, w_stride, kind, outputs, panel.ctypes.data, begin_P, place, stride, next_w
+            )
             if not whole:
                 out_TO[:, o:] = edge_TP[:, :outputs]
             index = following
         restore_control(control)
-        panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
+        panel[0, 0], begin_P[0] = 0, 0  # an array is freed after its last use, and an address is none: here they live
     counter[0] = blocks_BTW[0, 0, 0]
 
 
@@ -163,7 +165,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
         control = flush_denormals(np.int64(kind == PAIRS))
-        panel = np.zeros((BLOCK, PANEL), np.float32)
+        panel, zeros_P = np.zeros((BLOCK, PANEL), np.float32), np.zeros(PANEL, np.float32)
         gate_TP, up_TP = np.zeros((T, PANEL), np.float32), np.zeros((T, PANEL), np.float32)
         index = take(counter.ctypes.data)
         stride = np.int64(PANEL * 4)
@@ -172,13 +174,11 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
             f = index * PANEL
             outputs, ours = min(PANEL, F - f), f * w_stride
             next_w = gate + following * PANEL * w_stride if (following + 1) * PANEL <= F else NOTHING
-            place, our_up = panel.ctypes.data, up + ours
-            multiply_stored(
-                x, T, words, gate + ours, w_stride, kind, outputs, place, gate_TP.ctypes.data, stride, True, our_up
-            )
-            multiply_stored(
-                x, T, words, our_up, w_stride, kind, outputs, place, up_TP.ctypes.data, stride, True, next_w
-            )
+            place, our_gate, our_up = panel.ctypes.data, gate + ours, up + ours
+            out = gate_TP.ctypes.data
+            multiply_stored(x, T, words, our_gate, w_stride, kind, outputs, place, zeros_P, out, stride, our_up)
+            out = up_TP.ctypes.data
+            multiply_stored(x, T, words, our_up, w_stride, kind, outputs, place, zeros_P, out, stride, next_w)
             flush_denormals(np.int64(0))
             for t in range(T):
                 gates, ups, results = gate_TP[t], up_TP[t], out_TF[t, f : f + outputs]
@@ -187,7 +187,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
             flush_denormals(np.int64(kind == PAIRS))
             index = following
         restore_control(control)
-        panel[0, 0] = 0  # an array is freed after its last use, and an address is none: here it still lives
+        panel[0, 0], zeros_P[0] = 0, 0  # an array is freed after its last use, and an address is none: here they live
     counter[0] = blocks_BTW[0, 0, 0]
 
 

@@ -43,10 +43,10 @@ def test_a_changed_tile_is_compiled_anew_and_said_so(tmp_path: Path) -> None:
     copied = tmp_path / "pg2ref" / "kernels" / "linear.py"
     assert run(TILE_PROGRAM, **variables) == (f"{copied} 3.0 0.0", 1)
     assert run(TILE_PROGRAM, **variables) == (f"{copied} 3.0 0.0", 0)
-    vectors = tmp_path / "pg2ref" / "kernels" / "simd" / "vectors.py"
-    text = vectors.read_text(encoding="utf-8")
-    assert text.count("self.number(0.0)") == 1
-    vectors.write_text(text.replace("self.number(0.0)", "self.number(1.0)"), encoding="utf-8")
+    tile = tmp_path / "pg2ref" / "kernels" / "simd" / "tile.py"
+    text, begin = tile.read_text(encoding="utf-8"), "e.load(e.address(row, v * width), e.vector)"
+    assert text.count(begin) == 1
+    tile.write_text(text.replace(begin, "e.number(1.0)"), encoding="utf-8")
     assert run(TILE_PROGRAM, **variables) == (f"{copied} 4.0 0.0", 1)
     assert run(TILE_PROGRAM, **variables) == (f"{copied} 4.0 0.0", 0)
 

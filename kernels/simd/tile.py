@@ -1,6 +1,6 @@
 """The register tile: some rows of inputs times a panel of outputs, every sum in a register of its own.
 
-    out[r, o] (+)= sum over k of x[r, k] * panel[k, o]
+    out[r, o] = begin[r, o] + sum over k of x[r, k] * panel[k, o]
 
 One step loads two vectors of outputs' weights and one word of each row, and does rows * 2 products with them: enough
 arithmetic for each load that the multipliers, not the memory, set the pace. k counts 32-bit words (products.py).
@@ -21,19 +21,21 @@ VECTORS = 2  # of outputs in a tile
 
 
 def make_tile(cpu: Cpu, product: Product, rows: int) -> Any:
-    """`tile(x, x_stride, panel, panel_stride, steps, out, out_stride, fresh)`: addresses, and strides in bytes.
+    """`tile(x, x_stride, panel, panel_stride, steps, begin, begin_stride, out, out_stride)`.
 
-    Adds to what `out` holds, unless `fresh`. Each output is one chain of additions in the order of k, whatever the
-    blocking, so splitting k into several calls changes nothing.
+    Addresses, and strides in bytes. The sums begin at `begin`: one row for all (stride 0), zeros or the bias, or `out`
+    itself, to go on. Each output is one chain of additions in the order of k, whatever the blocking, so splitting k
+    into several calls changes nothing.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        x, x_stride, panel, panel_stride, steps, out, out_stride, fresh = arguments
+        x, x_stride, panel, panel_stride, steps, begin, begin_stride, out, out_stride = arguments
         e, width = Emitter(builder, cpu), 4 * cpu.lanes
         sums = e.variables(rows * VECTORS)
         x_rows = e.rows(x, x_stride, rows)
-        places = [e.address(row, v * width) for row in e.rows(out, out_stride, rows) for v in range(VECTORS)]
-        e.start_sums(sums, places, fresh)
+        for r, row in enumerate(e.rows(begin, begin_stride, rows)):
+            for v in range(VECTORS):
+                builder.store(e.load(e.address(row, v * width), e.vector), sums[r * VECTORS + v])
         with cgutils.for_range(builder, steps) as loop:
             outputs = e.address(panel, builder.mul(loop.index, panel_stride))
             stored = ir.VectorType(product.word, cpu.lanes)
@@ -44,12 +46,13 @@ def make_tile(cpu: Cpu, product: Product, rows: int) -> Any:
                 for v in range(VECTORS):
                     total = sums[r * VECTORS + v]
                     builder.store(product.add(e, builder.load(total), weights[v], inputs), total)
-        for total, place in zip(sums, places, strict=True):
-            e.store(builder.load(total), place)
+        for r, row in enumerate(e.rows(out, out_stride, rows)):
+            for v in range(VECTORS):
+                e.store(builder.load(sums[r * VECTORS + v]), e.address(row, v * width))
         return _context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, x, x_stride, panel, panel_stride, steps, out, out_stride, fresh):  # type: ignore[no-untyped-def]
-        return types.void(*[types.int64] * 8), emit
+    def tile(typing, x, x_stride, panel, panel_stride, steps, begin, begin_stride, out, out_stride):  # type: ignore[no-untyped-def]
+        return types.void(*[types.int64] * 9), emit
 
     return tile
