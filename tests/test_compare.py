@@ -20,7 +20,7 @@ from pg2ref.parity.difference import measure, share_beyond
 from pg2ref.parity.isolate import isolate
 from pg2ref.parity.records import Record, Stage, plain_stage
 from pg2ref.parity.replay import run_behind
-from pg2ref.parity.summary import summarize
+from pg2ref.parity.summary import sampled_positions, shorten, summarize
 from pg2ref.parity.trace_file import IDS, FullWriter
 from pg2ref.recording.noise_floor import noise_floors, run_rounded
 from pg2ref.trace import Trace
@@ -274,7 +274,7 @@ def test_summaries_see_what_samples_see(rng: np.random.Generator) -> None:
 def test_summaries_see_what_lies_beside_the_samples(change: str, rng: np.random.Generator) -> None:
     exact = rng.standard_normal((40, 50)) + 1
     other = exact.copy().reshape(-1)
-    beside = np.setdiff1d(np.arange(other.size), difference_positions(other.size))
+    beside = np.setdiff1d(np.arange(other.size), sampled_positions(other.size))
     if change == "one large value":
         other[beside[0]] = 1e4
     elif change == "norm":
@@ -290,10 +290,27 @@ def test_summaries_see_what_lies_beside_the_samples(change: str, rng: np.random.
         assert stage.max_abs > 9000
 
 
-def difference_positions(size: int) -> Array:
-    from pg2ref.parity.summary import sampled_positions
-
-    return sampled_positions(size)
+@pytest.mark.parametrize("size", [40, 200, 5000])
+@pytest.mark.parametrize("kept", [64, 129])
+def test_summaries_of_different_length_are_compared_by_what_both_have(
+    size: int, kept: int, rng: np.random.Generator
+) -> None:
+    exact = rng.standard_normal((size,))
+    wrong = exact.copy()
+    worst = int(sampled_positions(size, kept)[-1])
+    wrong[worst] += 0.5
+    short = Stage(exact.shape, "f64", lambda: exact, shorten(summarize(exact), size, kept), FLOOR)
+    shortened = Record("short", {}, {"a": short})
+    for reference, other in (
+        (shortened, summarised({"a": exact})),
+        (summarised({"a": exact}), shortened),
+        (shortened, record({"a": exact})),
+    ):
+        (stage,) = compare(reference, other, precision="f32").stages
+        assert stage.verdict == "equal"
+    (stage,) = compare(shortened, record({"a": wrong}), precision="f32").stages
+    assert (stage.verdict, stage.worst) == ("diverges", (worst,))
+    assert stage.max_abs == pytest.approx(0.5)
 
 
 # Where an error is made.

@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ from safetensors import safe_open
 
 import pg2ref
 from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.config import PaliGemmaConfig
 from pg2ref.errors import InputError, Pg2RefError, UsageError
 from pg2ref.parity import summary, trace_file
 from pg2ref.parity.records import open_record
-from pg2ref.parity.trace_file import FullWriter, StatsWriter
+from pg2ref.parity.summary import SAMPLES, Summary
+from pg2ref.parity.trace_file import FullWriter, Point, StatsWriter
+from pg2ref.published import PUBLISHED
+from pg2ref.recording.run_trace import RunTrace
 
 SCENE = Path(__file__).parent / "data" / "scene.png"
 IDS = np.array([7, 2, 5], np.int64)
@@ -172,15 +177,78 @@ def test_numbers_that_are_none_are_counted_and_left_out() -> None:
     assert (nothing.minimum, nothing.maximum, nothing.norm) == (0.0, 0.0, 0.0)
 
 
-def test_a_record_of_all_stages_of_the_3b_model_takes_less_than_a_megabyte(tmp_path: Path) -> None:
-    names = [f"vision/layer_{i:02d}/attention_residual_{j}" for i in range(27) for j in range(12)]
-    names += [f"text/layer_{i:02d}/post_feedforward_layernorm_{j}" for i in range(26) for j in range(13)]
+def write_stats_of(config: PaliGemmaConfig, small_run: RunTrace, path: Path, steps: int) -> None:
+    """A record of summaries as a run of the config leaves it, floors included, with the numbers left out."""
+    writer = StatsWriter(path, everything)
+    vision, text = config.vision, config.text
+    side = max(vision.num_image_tokens + 99, text.intermediate_size)
+    for stage in small_run.stages:
+        layers = {"vision": vision.num_hidden_layers, "text": text.num_hidden_layers}.get(stage.split("/")[0], 0)
+        named = [stage.replace("layer_00", f"layer_{i:02d}") for i in range(layers)] if "layer_00" in stage else []
+        if "layer" not in stage:
+            named = [stage]
+        if stage.startswith(("text", "logits")):
+            named += [f"step_{step:03d}/{name}" for step in range(1, steps + 1) for name in named]
+        writer.recorded += [Point(name, (text.num_attention_heads, side, side), "f64") for name in named]
+    numbers = Summary(-1 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 0, 0, np.arange(SAMPLES, dtype=np.float32))
+    writer.summaries = [numbers] * len(writer.recorded)
+    ids = [config.image_token_id] * vision.num_image_tokens + [108] * 99
+    facts = replace(small_run.run, config=config, prompt_ids=ids).to_metadata()
+    floors = {point.name: {"f32": 1.234e-7, "bf16": 5.678e-3} for point in writer.recorded}
+    writer.finish(facts, np.array(ids, np.int64), floors)
+
+
+@pytest.fixture(scope="module")
+def small_run(small_folder: Path) -> RunTrace:
+    return pg2ref.load(small_folder, precision="f32", backend="numpy").trace(SCENE, "caption en")
+
+
+# (size, tokens after the prompt): samples of each stage
+SAMPLES_THAT_FIT = {
+    ("3b-224", 0): 256, ("3b-448", 0): 256, ("3b-896", 0): 256, ("3b-224", 2): 129, ("3b-224", 4): 67,
+    ("10b-224", 0): 229, ("10b-448", 0): 225, ("10b-896", 0): 211, ("10b-224", 2): 70,
+    ("28b-224", 0): 213, ("28b-448", 0): 210, ("28b-896", 0): 196, ("28b-224", 1): 107,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "steps"), SAMPLES_THAT_FIT)
+def test_a_record_of_all_stages_takes_less_than_a_megabyte(
+    size: str, steps: int, small_run: RunTrace, tmp_path: Path
+) -> None:
+    """As many samples as there is room for; names of images and the like are of this length or that."""
+    path = tmp_path / "s.safetensors"
+    write_stats_of(PUBLISHED[size], small_run, path, steps)
+    record = open_record(path)
+    layers = {int(name.split("layer_")[1][:2]) for name in record.stages if name.startswith("text/layer")}
+    assert len(layers) == PUBLISHED[size].text.num_hidden_layers
+    assert path.stat().st_size <= 1_000_000
+    (kept,) = {len(stage.summary.samples) for stage in record.stages.values() if stage.summary}
+    assert kept == pytest.approx(SAMPLES_THAT_FIT[size, steps], abs=2)
+    assert kept == 256 or path.stat().st_size > 980_000, "no room was left"
+
+
+def test_however_many_stages_some_samples_are_kept(small_run: RunTrace, tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    write_stats_of(PUBLISHED["28b-224"], small_run, path, steps=9)
+    record = open_record(path)
+    assert {len(stage.summary.samples) for stage in record.stages.values() if stage.summary} == {64}
+
+
+def test_fewer_samples_are_the_first_of_them_and_of_a_small_stage_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_file, "LARGEST_STATS", 0)
+    sizes = {"large": 1000, "middle": 200, "small": 60}
     writer = StatsWriter(tmp_path / "s.safetensors", everything)
-    for name in names:
-        writer(name, np.ones((256, 2), np.float32))
-    writer.finish({}, IDS, {name: {"f32": 1.234e-7, "bf16": 5.678e-3} for name in names})
-    assert len(names) == 662
-    assert (tmp_path / "s.safetensors").stat().st_size < 1_000_000
+    for name, size in sizes.items():
+        writer(name, np.arange(size, dtype=np.float32))
+    writer.finish({}, IDS)
+    record = open_record(tmp_path / "s.safetensors")
+    for name, size in sizes.items():
+        samples = record.stages[name].read()
+        np.testing.assert_array_equal(samples, summary.sampled_positions(size, 64))
+        assert len(samples) == min(size, 64)
+    assert record.stages["large"].read().tolist() == summary.sampled_positions(1000).tolist()[:64]
 
 
 def test_a_summary_comes_back(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -17,7 +17,7 @@ from pg2ref.errors import InputError, UsageError
 from pg2ref.parity.adapters_used import adapters_apart
 from pg2ref.parity.difference import FRACTION_BITS, Difference, measure, share_beyond
 from pg2ref.parity.records import Record, Stage
-from pg2ref.parity.summary import measure_summaries, samples_of, summarize
+from pg2ref.parity.summary import measure_summaries, samples_of, summarize, with_same_samples
 from pg2ref.parity.trace_file import IDS
 
 Verdict = Literal["equal", "close", "diverges", "shape", "not finite"]
@@ -188,6 +188,7 @@ def measure_stage(reference: Stage, other: Stage, coarser_type: str) -> tuple[Di
         return measure(exact, found, coarser_type=coarser_type), exact, found
     exactly = reference.summary or summarize(reference.read())
     found_so = other.summary or summarize(last_rows(other.read(), reference.shape))
+    exactly, found_so = with_same_samples(exactly, found_so, _size(reference.shape))
     difference = measure_summaries(exactly, found_so, _size(reference.shape), coarser_type=coarser_type)
     return difference, exactly.samples, found_so.samples
 

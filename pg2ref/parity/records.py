@@ -5,6 +5,7 @@ files; those of others go through a map of names (name_map.py).
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pg2ref.checkpoint.safetensors_file import STORED_NAMES, TensorFile, read_te
 from pg2ref.errors import CheckpointError, InputError, brief
 from pg2ref.parity.name_map import NameMap
 from pg2ref.parity.summary import Summary
-from pg2ref.parity.trace_file import FORMAT, IDS, NUMBERS, SAMPLED, TYPES, num_samples
+from pg2ref.parity.trace_file import FORMAT, IDS, NUMBERS, SAMPLED, TYPES
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def plain_stage(array: Array, floors: Mapping[str, float] = {}, name: str = "") 
 def stats_stage(file: TensorFile, row: int, point: Mapping[str, Any], floors: Mapping[str, float]) -> Stage:
     """A stage of which there is a summary."""
     shape = tuple(point["shape"])
-    samples = file.tensors[SAMPLED][row, : num_samples(shape)]
+    samples = file.tensors[SAMPLED][row, : math.prod(shape)]  # rows of smaller stages are filled up
     minimum, maximum, mean, std, norm, nans, infinities = file.tensors[NUMBERS][row].tolist()
     summary = Summary(minimum, maximum, mean, std, norm, int(nans), int(infinities), samples)
     return Stage(shape, point["type"], lambda: samples, summary, floors)

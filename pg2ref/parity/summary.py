@@ -2,7 +2,8 @@
 
 Which 256 is a recipe that any language can follow: the states s of the generator s = (1664525 s + 1013904223) mod 2^32
 (Numerical Recipes, section 7.1), the first of them 1013904223; state s picks the value at (s * size) >> 32 of the
-flat array. Of a smaller array every value is kept.
+flat array. A record of many stages keeps fewer, by the first states alone. Of an array that is no larger than the
+number of samples every value is kept, in order.
 """
 
 import math
@@ -30,12 +31,12 @@ class Summary(NamedTuple):
     samples: Array  # float32
 
 
-def sampled_positions(size: int) -> Array:
-    """Indices into a flat array of `size` values, at most SAMPLES of them; some may be there twice."""
-    if size <= SAMPLES:
+def sampled_positions(size: int, count: int = SAMPLES) -> Array:
+    """Indices into a flat array of `size` values, at most `count` of them; some may be there twice."""
+    if size <= count:
         return np.arange(size)
     state, positions = 0, []
-    for _ in range(SAMPLES):
+    for _ in range(count):
         state = (MULTIPLIER * state + INCREMENT) % 2**32
         positions.append(state * size >> 32)
     return np.array(positions)
@@ -71,8 +72,22 @@ def summarize(array: Array) -> Summary:
     return Summary(minimum, maximum, mean, math.sqrt(variance), math.sqrt(squares), nans, infinities, samples_of(array))
 
 
+def shorten(summary: Summary, size: int, count: int) -> Summary:
+    """The summary of an array of `size` values with `count` samples, fewer than it has, or all that there are."""
+    if size <= count:
+        return summary
+    is_whole = len(summary.samples) == size
+    return summary._replace(samples=summary.samples[sampled_positions(size, count) if is_whole else slice(count)])
+
+
+def with_same_samples(reference: Summary, other: Summary, size: int) -> tuple[Summary, Summary]:
+    """Two summaries of arrays of `size` values with the samples that both have."""
+    count = min(len(reference.samples), len(other.samples))
+    return shorten(reference, size, count), shorten(other, size, count)
+
+
 def measure_summaries(reference: Summary, other: Summary, size: int, *, coarser_type: str) -> Difference:
-    """What two summaries of arrays of `size` values say about the difference of the arrays.
+    """What two summaries of arrays of `size` values, sampled in the same places, say about the arrays' difference.
 
     Taken from the samples, but for what the statistics know better: where norms or means are far apart, so are the
     arrays (the error's norm is no less than the difference of the norms), and likewise extremes and largest errors.
@@ -89,6 +104,6 @@ def measure_summaries(reference: Summary, other: Summary, size: int, *, coarser_
         max_abs=max(sampled.max_abs, *extremes),
         bias=other.mean - reference.mean,
         rms=rms,
-        worst=int(sampled_positions(size)[sampled.worst]),
+        worst=int(sampled_positions(size, len(reference.samples))[sampled.worst]),
         not_finite=max(sampled.not_finite, other.nans + other.infinities, reference.nans + reference.infinities),
     )

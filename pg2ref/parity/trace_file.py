@@ -9,7 +9,9 @@ Mode full: each stage is a tensor under its own name (trace.py has the names): r
 of the type it was computed in. They lie in the file in the order of computation, so it is written as the model runs,
 and may be larger than the memory. Mode stats: two tensors have a row for each point, `stats/numbers` F64 (minimum,
 maximum, mean, standard deviation, norm, number of NaN, of infinities) and `stats/samples` F32 (summary.py says which
-values; rows are filled up with zeros).
+values; rows are filled up with zeros). As many samples are kept of each stage as a file of a megabyte has room for, 256
+at most and 64 at least; the width of `stats/samples` says how many. Of every published size at least 190 fit
+where no decoding steps are recorded, of 3b all 256; with more than one to four steps, by size, a file is larger.
 """
 
 import json
@@ -26,12 +28,15 @@ from pg2ref.arrays import Array
 from pg2ref.checkpoint.safetensors_file import LENGTH_BYTES, STORED_NAMES
 from pg2ref.checkpoint.safetensors_writer import ALIGNMENT, Planned, new_tensor_file
 from pg2ref.errors import Pg2RefError
-from pg2ref.parity.summary import SAMPLES, Summary, summarize
+from pg2ref.parity.summary import SAMPLES, Summary, shorten, summarize
 
 FORMAT = "pg2ref-trace/1"
 IDS = "input/ids"
 NUMBERS, SAMPLED = "stats/numbers", "stats/samples"
 BYTES_A_STAGE = 512  # of the header, at most: two entries of a name and a few numbers
+LARGEST_STATS = 1_000_000  # bytes of a file of mode stats: what a repository takes without a thought
+FEWEST_SAMPLES = 64  # of a stage, however many stages there are: an error is known to a tenth or so from these
+BYTES_OF_STATS = 1024  # of a header for what does not grow with the stages: entries of three tensors, and filling
 TYPES = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 Floors = Mapping[str, float]  # precision -> error of a stage in it, as NRMSE
 
@@ -152,21 +157,21 @@ class StatsWriter:
 
     def finish(self, facts: Mapping[str, str], input_ids: Array, floors: Mapping[str, Floors] = {}) -> None:
         """Write the file."""
-        samples = np.zeros((len(self.summaries), SAMPLES), np.float32)
-        for row, summary in zip(samples, self.summaries, strict=True):
-            row[: len(summary.samples)] = summary.samples
-        tensors: dict[str, Array] = {
-            NUMBERS: np.array([summary[:-1] for summary in self.summaries], np.float64).reshape(-1, 7),
-            SAMPLED: samples,
-            IDS: input_ids,
-        }
         metadata = {"format": FORMAT, "mode": "stats", **facts, "points": describe_points(self.recorded, floors)}
+        numbers = np.array([summary[:-1] for summary in self.summaries], np.float64).reshape(-1, 7)
+        taken = len(json.dumps(metadata)) + BYTES_OF_STATS + numbers.nbytes + input_ids.nbytes
+        samples = np.zeros((len(self.summaries), samples_that_fit(len(self.summaries), taken)), np.float32)
+        for row, point, summary in zip(samples, self.recorded, self.summaries, strict=True):
+            kept = shorten(summary, math.prod(point.shape), len(row)).samples
+            row[: len(kept)] = kept
+        tensors: dict[str, Array] = {NUMBERS: numbers, SAMPLED: samples, IDS: input_ids}
         planned = {name: Planned(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
         with new_tensor_file(self.path, planned, metadata) as write:
             for name, tensor in tensors.items():
                 write(name, tensor)
 
 
-def num_samples(shape: tuple[int, ...]) -> int:
-    """How many samples of a stage of this shape there are."""
-    return min(SAMPLES, math.prod(shape))
+def samples_that_fit(num_stages: int, other_bytes: int) -> int:
+    """How many samples of each stage there is room for beside the other bytes of a file of summaries."""
+    fitting = (LARGEST_STATS - other_bytes) // (max(num_stages, 1) * np.dtype(np.float32).itemsize)
+    return max(FEWEST_SAMPLES, min(SAMPLES, fitting))
