@@ -33,9 +33,9 @@ SCHEMA = "pg2ref/trace/1"
     type=click.Choice(["full", "stats"]),
     default="full",
     show_default=True,
-    help="full: all numbers; stats: of each stage its extremes, mean, norm and 256 values, some 1.2 kB. To stay below "
-    "1 MB it keeps fewer values, 229 of each stage at 10b-224 and 196 at 28b-896, but never below 64: with more than a few "
-    "--steps choose --points blocks.",
+    help="full: all numbers; stats: of each stage its extremes, mean, norm and 256 values, some 1.2 kB. To stay "
+    "below 1 MB it keeps fewer values, 229 of each stage at 10b-224 and 196 at 28b-896, but never below 64: with more "
+    "than a few --steps choose --points blocks.",
 )
 @click.option(
     "--steps",
