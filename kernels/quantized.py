@@ -20,14 +20,15 @@ from pg2ref.kernels.stored import Array, widened
 
 # Groups: rows of 2,304 bytes, of which no two of a tile meet in one cache set, and all lie in the second cache.
 GROUPS_AT_ONCE = 72
-TILE_ROWS = 12 if cpu().registers == 32 else 4
-FEWER_ROWS = 4 if cpu().registers == 32 else 2
-SHARE = 4  # blocks of outputs that a thread takes at a time
-MANY_ROWS = 8 * TILE_ROWS
+VECTORS, TILE_ROWS = (2, 6) if cpu().registers == 32 else (1, 4)
+FEWER_ROWS = 2
+PANEL = VECTORS * LANES  # outputs in a panel: so many blocks of the file beside each other
+SHARE = 4 // VECTORS  # panels that a thread takes at a time
+MANY_ROWS = 96
 MOST_CODE = np.float32(127)
 SMALLEST_INPUT = np.float32(2.0**-100)  # a group of smaller ones is taken for 0: MOST_CODE over them might overflow
 
-tile_all, tile_some, tile_one = (make_group_tile(cpu(), rows) for rows in (TILE_ROWS, FEWER_ROWS, 1))
+tile_all, tile_some, tile_one = (make_group_tile(cpu(), rows, VECTORS) for rows in (TILE_ROWS, FEWER_ROWS, 1))
 
 
 @kernel
@@ -56,36 +57,41 @@ def quantize_rows(x_TD, zero, codes_BTX, scales_BTG, corrections_BTG):  # type: 
 
 
 @inlined
-def multiply_rows(x, x_stride, x_scales, corrections, g_stride, T, codes, scales, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
-    """One block of outputs of all rows, in tiles of as many rows as the registers hold.
+def multiply_rows(
+    x, x_stride, x_scales, corrections, g_stride, T, codes, scales, step, groups, ahead, out, out_stride, fresh, bits
+):  # type: ignore[no-untyped-def]
+    """One panel of outputs of all rows, in tiles of as many rows as the registers hold. `step`: as the tile has it.
 
-    Where there are many, the codes that follow these in the file come closer meanwhile, a part with each tile.
+    Where there are many, the codes that come after these, at `ahead`, come closer meanwhile, a part with each tile.
     """
-    size = groups * GROUP * LANES * bits // 8
-    part = np.int64(size * TILE_ROWS // T) if T >= MANY_ROWS else np.int64(0)
-    ahead, end = codes + size, codes + 2 * size
+    group_bytes = GROUP * LANES * bits // 8
+    part = np.int64(groups * group_bytes * TILE_ROWS // T) if T >= MANY_ROWS else np.int64(0)
+    end = ahead + groups * group_bytes
     t = 0
     while t < T:
         for line in range(ahead, min(end, ahead + part), CACHE_LINE):
-            prefetch(line)
+            for vector in range(VECTORS):
+                prefetch(line + vector * step * group_bytes)
         ahead += part
         rows = TILE_ROWS if t + TILE_ROWS <= T else FEWER_ROWS if t + FEWER_ROWS <= T else 1
         a, b, c, d = x + t * x_stride, x_scales + t * g_stride, corrections + t * g_stride, out + t * out_stride
         if rows == TILE_ROWS:
-            tile_all(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh, bits)
+            tile_all(a, x_stride, b, c, g_stride, codes, scales, step, groups, d, out_stride, fresh, bits)
         elif rows == FEWER_ROWS:
-            tile_some(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh, bits)
+            tile_some(a, x_stride, b, c, g_stride, codes, scales, step, groups, d, out_stride, fresh, bits)
         else:
-            tile_one(a, x_stride, b, c, g_stride, codes, scales, groups, d, out_stride, fresh, bits)
+            tile_one(a, x_stride, b, c, g_stride, codes, scales, step, groups, d, out_stride, fresh, bits)
         t += rows
 
 
 @inlined
-def multiply_block(x, x_scales, corrections, T, codes, scales, index, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
-    """The block of outputs `index` of all rows, a block of inputs after the other."""
+def multiply_panel(x, x_scales, corrections, T, codes, scales, index, blocks, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
+    """The panel `index` of outputs of all rows, a block of inputs after the other; `blocks` of outputs there are."""
     code_bytes, scale_bytes = np.int64(GROUP * LANES * bits // 8), np.int64(2 * LANES)  # of a group
+    step = np.int64(groups if (index + 1) * VECTORS <= blocks else 0)
     for start in range(0, groups, GROUPS_AT_ONCE):
-        passed, before = (start // GROUPS_AT_ONCE) * T, index * groups + start
+        passed, before = (start // GROUPS_AT_ONCE) * T, index * VECTORS * groups + start
+        after = before + GROUPS_AT_ONCE if start + GROUPS_AT_ONCE < groups else (index + 1) * VECTORS * groups
         multiply_rows(
             x + passed * GROUPS_AT_ONCE * GROUP,
             np.int64(GROUPS_AT_ONCE * GROUP),
@@ -95,7 +101,9 @@ def multiply_block(x, x_scales, corrections, T, codes, scales, index, groups, ou
             T,
             codes + before * code_bytes,
             scales + before * scale_bytes,
+            step,
             np.int64(min(GROUPS_AT_ONCE, groups - start)),
+            codes + after * code_bytes,
             out,
             out_stride,
             np.int64(fresh and start == 0),
@@ -104,53 +112,58 @@ def multiply_block(x, x_scales, corrections, T, codes, scales, index, groups, ou
 
 
 @kernel
-def multiply_blocks(codes_BTX, scales_BTG, corrections_BTG, codes, scales, outs, count, bits, fresh, threads):  # type: ignore[no-untyped-def]
+def multiply_panels(codes_BTX, scales_BTG, corrections_BTG, codes, scales, outs, count, bits, fresh, threads):  # type: ignore[no-untyped-def]
     """out_TO (+)= x @ weights.T for the first `count` of the MOST matrices and outs."""
     T, groups = codes_BTX.shape[1], scales[0].shape[1]
     x, x_scales, corrections = codes_BTX.ctypes.data, scales_BTG.ctypes.data, corrections_BTG.ctypes.data
     counter = np.zeros(1, np.int64)
-    codes_M, scales_M, outs_M, blocks_M, shares_M = np.empty((5, MOST), np.int64)
+    codes_M, scales_M, outs_M, blocks_M, panels_M, shares_M = np.empty((6, MOST), np.int64)
     for m in range(count):
         codes_M[m], scales_M[m], outs_M[m] = codes[m].ctypes.data, scales[m].ctypes.data, outs[m].ctypes.data
         blocks_M[m] = scales[m].shape[0]
-        shares_M[m] = (blocks_M[m] + SHARE - 1) // SHARE
+        panels_M[m] = (blocks_M[m] + VECTORS - 1) // VECTORS
+        shares_M[m] = (panels_M[m] + SHARE - 1) // SHARE
     for _thread in prange(threads):
         m, share = next_share(counter.ctypes.data, shares_M, count)
         while m < count:
-            our_codes, our_scales, stride = codes_M[m], scales_M[m], np.int64(blocks_M[m] * LANES * 4)
-            for index in range(share * SHARE, min(blocks_M[m], share * SHARE + SHARE)):
-                out = outs_M[m] + index * LANES * 4
-                multiply_block(
-                    x, x_scales, corrections, T, our_codes, our_scales, index, groups, out, stride, fresh, bits
+            our_codes, our_scales, blocks = codes_M[m], scales_M[m], blocks_M[m]
+            for index in range(share * SHARE, min(panels_M[m], share * SHARE + SHARE)):
+                out, stride = outs_M[m] + index * PANEL * 4, np.int64(blocks * LANES * 4)
+                multiply_panel(
+                    x, x_scales, corrections, T, our_codes, our_scales, index, blocks, groups, out, stride, fresh, bits
                 )
             m, share = next_share(counter.ctypes.data, shares_M, count)
     counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]  # here they still live
 
 
 @kernel
-def gated_blocks(
-    codes_BTX, scales_BTG, corrections_BTG, gate, gate_scales, up, up_scales, groups, bits, out_TF, threads
-):  # type: ignore[no-untyped-def]
-    """out_TF = gelu(x @ gate.T) * (x @ up.T), block by block, so that neither product leaves the caches."""
+def gated_panels(codes_BTX, scales_BTG, corrections_BTG, gate, gates, up, ups, groups, bits, out_TF, threads):  # type: ignore[no-untyped-def]
+    """out_TF = gelu(x @ gate.T) * (x @ up.T), panel by panel, so that neither product leaves the caches.
+
+    Addresses: `gate` and `up` of the codes, `gates` and `ups` of their scales.
+    """
     T, F = out_TF.shape
     x, x_scales, corrections = codes_BTX.ctypes.data, scales_BTG.ctypes.data, corrections_BTG.ctypes.data
-    counter, stride = np.zeros(1, np.int64), np.int64(LANES * 4)
+    counter, stride, blocks = np.zeros(1, np.int64), np.int64(PANEL * 4), F // LANES
+    panels = (blocks + VECTORS - 1) // VECTORS
     for _thread in prange(threads):
-        gate_TL, up_TL = np.zeros((T, LANES), np.float32), np.zeros((T, LANES), np.float32)
+        gate_TP, up_TP = np.zeros((T, PANEL), np.float32), np.zeros((T, PANEL), np.float32)
         first = take(counter.ctypes.data) * SHARE
-        while first * LANES < F:
-            for index in range(first, min(F // LANES, first + SHARE)):
-                out = gate_TL.ctypes.data
-                multiply_block(x, x_scales, corrections, T, gate, gate_scales, index, groups, out, stride, True, bits)
-                out = up_TL.ctypes.data
-                multiply_block(x, x_scales, corrections, T, up, up_scales, index, groups, out, stride, True, bits)
+        while first < panels:
+            for index in range(first, min(panels, first + SHARE)):
+                out = gate_TP.ctypes.data
+                multiply_panel(x, x_scales, corrections, T, gate, gates, index, blocks, groups, out, stride, True, bits)
+                out = up_TP.ctypes.data
+                multiply_panel(x, x_scales, corrections, T, up, ups, index, blocks, groups, out, stride, True, bits)
+                f = index * PANEL
                 for t in range(T):
-                    gates, ups, results = gate_TL[t], up_TL[t], out_TF[t, index * LANES : (index + 1) * LANES]
-                    for lane in range(LANES):
-                        results[lane] = gelu_float32(gates[lane]) * ups[lane]
+                    results = out_TF[t, f : min(F, f + PANEL)]
+                    gate_P, up_P = gate_TP[t], up_TP[t]
+                    for c in range(results.size):
+                        results[c] = gelu_float32(gate_P[c]) * up_P[c]
             first = take(counter.ctypes.data) * SHARE
-        gate_TL[0, 0], up_TL[0, 0] = 0, 0  # an array is freed after its last use, and an address is none
-    counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]
+        gate_TP[0, 0], up_TP[0, 0] = 0, 0  # an array is freed after its last use, and an address is none
+    counter[0] = codes_BTX[0, 0, 0] + scales_BTG[0, 0, 0] + corrections_BTG[0, 0, 0]  # here they still live
 
 
 def linear_each(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | None]) -> list[Array]:
@@ -167,7 +180,7 @@ def linear_each(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | No
             out_TO[:, : weight.shape[0]] = widened(bias_O)
     codes, scales = as_tuple([weight.codes for weight in weights]), as_tuple([weight.scales for weight in weights])
     inputs = quantized_rows(x_TD, 1 << (bits - 1))
-    multiply_blocks(*inputs, codes, scales, as_tuple(outs), count, bits, fresh, num_threads())
+    multiply_panels(*inputs, codes, scales, as_tuple(outs), count, bits, fresh, num_threads())
     return [out_TO[:, : weight.shape[0]] for out_TO, weight in zip(outs, weights, strict=True)]
 
 
@@ -187,5 +200,5 @@ def gated_linear(x_TD: Array, gate: Any, up: Any) -> Array:
     blocks, groups, _ = gate.scales.shape
     out_TF = np.empty((len(x_TD), blocks * LANES), np.float32)
     places = [array.ctypes.data for array in (gate.codes, gate.scales, up.codes, up.scales)]
-    gated_blocks(*inputs, *places, groups, gate.bits, out_TF, num_threads())
+    gated_panels(*inputs, *places, groups, gate.bits, out_TF, num_threads())
     return out_TF[:, : gate.shape[0]]

@@ -23,60 +23,81 @@ GROUP = 32  # inputs that share a scale
 WORDS = GROUP // 4
 
 
-def make_group_tile(cpu: Cpu, rows: int) -> Any:
-    """`tile(x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh, bits)`.
+def make_group_tile(cpu: Cpu, rows: int, vectors: int) -> Any:
+    """`tile(x, x_stride, x_scales, corrections, g_stride, codes, scales, step, groups, out, out_stride, fresh, bits)`.
 
-    Addresses, and strides in bytes; `g_stride` is that of a row's scales and corrections. As in tile.py each output is
-    one chain of additions, whatever the blocking.
+    Addresses, and strides in bytes; `g_stride` is that of a row's scales and corrections. `step`: how many groups lie
+    between two blocks of outputs, of which a tile does `vectors`; 0 where there is but one, which all of them do then.
+    As in tile.py each output is one chain of additions, whatever the blocking.
     """
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh, bits = arguments
+        x, x_stride, x_scales, corrections, g_stride, codes, scales, step, groups, *rest = arguments
+        out, out_stride, fresh, bits = rest
         e = Emitter(builder, cpu, LANES)
-        sums, places = e.variables(rows), e.rows(out, out_stride, rows)
+        width = builder.select(builder.icmp_signed("==", step, I64(0)), I64(0), I64(4 * LANES))
+        places = [place for row in e.rows(out, out_stride, rows) for place in e.rows(row, width, vectors)]
+        sums = e.variables(rows * vectors)
         e.start_sums(sums, places, fresh)
         inputs = [e.rows(base, stride, rows) for base, stride in ((x, x_stride), (corrections, g_stride))]
         scale_rows = e.rows(x_scales, g_stride, rows)
+        scale_blocks = e.rows(scales, builder.mul(step, I64(2 * LANES)), vectors)
         with builder.if_else(builder.icmp_signed("==", bits, I64(8))) as branches:
             for branch, size in zip(branches, (8, 4), strict=True):
-                with branch, cgutils.for_range(builder, groups) as loop:
-                    place = e.address(codes, builder.mul(loop.index, I64(GROUP * LANES * size // 8)))
-                    products = group_products(e, group_words(e, place, size), *inputs, loop.index)
-                    place = e.address(scales, builder.mul(loop.index, I64(2 * LANES)))
-                    weight_scale = e.widen(e.load(place, ir.VectorType(I16, LANES)))
-                    add_scaled(e, sums, products, weight_scale, scale_rows, loop.index)
+                with branch:
+                    group_bytes = I64(GROUP * LANES * size // 8)
+                    blocks = e.rows(codes, builder.mul(step, group_bytes), vectors)
+                    with cgutils.for_range(builder, groups) as loop:
+                        offset = builder.mul(loop.index, group_bytes)
+                        words = zip(*(group_words(e, e.address(block, offset), size) for block in blocks), strict=True)
+                        products = group_products(e, words, *inputs, loop.index)
+                        add_scaled(e, sums, products, scale_blocks, scale_rows, loop.index)
         for total, place in zip(sums, places, strict=True):
             e.store(builder.load(total), place)
         return _context.get_dummy_value()
 
     @intrinsic
-    def tile(typing, x, x_stride, x_scales, corrections, g_stride, codes, scales, groups, out, out_stride, fresh, bits):  # type: ignore[no-untyped-def]
-        return types.void(*[types.int64] * 12), emit
+    def tile(  # type: ignore[no-untyped-def]
+        typing, x, x_stride, x_scales, corrections, g_stride, codes, scales, step, groups, out, out_stride, fresh, bits
+    ):
+        return types.void(*[types.int64] * 13), emit
 
     return tile
 
 
 def group_products(e: Emitter, words: Any, x_rows: list[Any], correction_rows: list[Any], group: Any) -> list[Any]:
-    """The integer sums of one group, of each row."""
-    builder, totals = e.builder, e.variables(len(x_rows), e.integers)
-    for total, row in zip(totals, correction_rows, strict=True):
-        builder.store(e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32)), total)
-    offset = builder.mul(group, I64(GROUP))
+    """The integer sums of one group: of each row, of each vector of outputs."""
+    builder, offset = e.builder, e.builder.mul(group, I64(GROUP))
+    totals: list[Any] = []
     for k, weights in enumerate(words):
-        parts = INT8_QUADS.parts(e, weights, signed=False)
-        for total, row in zip(totals, x_rows, strict=True):
+        if not totals:
+            totals = e.variables(len(x_rows) * len(weights), e.integers)
+            for r, row in enumerate(correction_rows):
+                correction = e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32))
+                for v in range(len(weights)):
+                    builder.store(correction, totals[r * len(weights) + v])
+        parts = [INT8_QUADS.parts(e, weight, signed=False) for weight in weights]
+        for r, row in enumerate(x_rows):
             inputs = INT8_QUADS.parts(e, e.splat(e.load(e.address(row, offset, 4 * k), I32)))
-            builder.store(INT8_QUADS.add(e, builder.load(total), parts, inputs), total)
+            for v, part in enumerate(parts):
+                total = totals[r * len(parts) + v]
+                builder.store(INT8_QUADS.add(e, builder.load(total), part, inputs), total)
     return [builder.load(total) for total in totals]
 
 
-def add_scaled(e: Emitter, sums: Any, products: Any, weight_scale: Any, scale_rows: Any, group: Any) -> None:
+def add_scaled(
+    e: Emitter, sums: list[Any], products: list[Any], scale_blocks: list[Any], scale_rows: list[Any], group: Any
+) -> None:
     """Add a group's integer sums times its two scales."""
-    builder = e.builder
-    for total, product, row in zip(sums, products, scale_rows, strict=True):
-        scaled = e.multiply(builder.sitofp(product, e.vector), weight_scale)
+    builder, kind = e.builder, ir.VectorType(I16, LANES)
+    offset = builder.mul(group, I64(2 * LANES))
+    weight_scales = [e.widen(e.load(e.address(block, offset), kind)) for block in scale_blocks]
+    for r, row in enumerate(scale_rows):
         x_scale = e.splat(e.load(e.address(row, builder.mul(group, I64(4))), F32))
-        builder.store(e.multiply_add(scaled, x_scale, builder.load(total)), total)
+        for v, weight_scale in enumerate(weight_scales):
+            place = r * len(weight_scales) + v
+            scaled = e.multiply(builder.sitofp(products[place], e.vector), weight_scale)
+            builder.store(e.multiply_add(scaled, x_scale, builder.load(sums[place])), sums[place])
 
 
 def group_words(e: Emitter, codes: Any, bits: int) -> Any:
