@@ -13,6 +13,7 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import ONE, exp_float32, tanh_float32
 from pg2ref.kernels.panels import LANES, NOTHING, PANEL, TILE_ROWS, multiply, transpose_words
+from pg2ref.kernels.results import empty
 from pg2ref.kernels.simd.largest import largest_of
 from pg2ref.kernels.simd.machine import CACHE_LINE, flush_denormals, prefetch, restore_control, take
 from pg2ref.kernels.simd.sums import dot, sum_of
@@ -256,7 +257,7 @@ def attend_words(
         query_TNH, key_SKH, value_SKH = (
             np.pad(array, ((0, 0), (0, 0), (0, 1))) for array in (query_TNH, key_SKH, value_SKH)
         )
-    out_TNH = np.empty(query_TNH.shape, np.float32)
+    out_TNH = empty(query_TNH.shape)
     query_words = (rounded(query_TNH) if pairs else query_TNH).view(np.uint32)
     key_words = np.ascontiguousarray(key_SKH).view(np.uint32)
     W, per_word = query_words.shape[2], 2 if pairs else 1

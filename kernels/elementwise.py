@@ -1,4 +1,4 @@
-"""Norms, rotation, GELU and soft caps: a pass over the rows each; the sums of the norms are float64, rounded once.
+"""Norms, rotation, GELU, soft caps, sums: a pass over the rows each; the sums of the norms are float64, rounded once.
 
 Loops run over slices from 0 on: an index that might be negative, for all Numba knows, is not vectorised.
 """
@@ -8,6 +8,7 @@ from numba import prange
 
 from pg2ref.kernels.compiling import kernel, run
 from pg2ref.kernels.exponential import gelu_float32, tanh_float32
+from pg2ref.kernels.results import empty
 from pg2ref.kernels.simd.sums import sum_of, sum_of_squares
 from pg2ref.kernels.stored import Array, as_float32, readable
 
@@ -26,7 +27,7 @@ def rms_norm_rows(x_TD, scale_D, eps, out_TD):  # type: ignore[no-untyped-def]
 
 def rms_norm(x_TD: Array, scale_D: Array, eps: float) -> Array:
     """Divide each row by its root mean square and multiply by (1 + scale); see model/ops.py, rms_norm."""
-    out_TD = np.empty(x_TD.shape, np.float32)
+    out_TD = empty(x_TD.shape)
     run(rms_norm_rows, x_TD.size, np.ascontiguousarray(x_TD), readable(scale_D), float(eps), out_TD)
     return out_TD
 
@@ -44,10 +45,15 @@ def layer_norm_rows(x_TE, scale_E, bias_E, eps, out_TE):  # type: ignore[no-unty
 
 def layer_norm(x_TE: Array, scale_E: Array, bias_E: Array, eps: float) -> Array:
     """Normalise each row to mean 0 and variance 1, then scale and shift; see model/ops.py, layer_norm."""
-    out_TE = np.empty(x_TE.shape, np.float32)
+    out_TE = empty(x_TE.shape)
     rows, scale_E, bias_E = np.ascontiguousarray(x_TE), readable(scale_E), readable(bias_E)
     run(layer_norm_rows, x_TE.size, rows, scale_E, bias_E, float(eps), out_TE)
     return out_TE
+
+
+def add(stream_TD: Array, branch_TD: Array) -> Array:
+    """The residual stream with a branch added to it; see model/ops.py, add."""
+    return np.add(stream_TD, branch_TD, out=empty(stream_TD.shape))
 
 
 @kernel
@@ -62,7 +68,7 @@ def gelu_chunks(x, out):  # type: ignore[no-untyped-def]
 
 def gelu(x: Array) -> Array:
     """GELU in its tanh form, of any shape; see model/ops.py, gelu."""
-    out = np.empty(x.shape, np.float32)
+    out = empty(x.shape)
     run(gelu_chunks, x.size, np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
     return out
 
@@ -80,7 +86,7 @@ def gated_gelu_chunks(gate, up, out):  # type: ignore[no-untyped-def]
 
 def gated_gelu(gate_TF: Array, up_TF: Array) -> Array:
     """GeGLU; see model/ops.py, gated_gelu."""
-    out_TF = np.empty(gate_TF.shape, np.float32)
+    out_TF = empty(gate_TF.shape)
     gate, up = np.ascontiguousarray(gate_TF).reshape(-1), np.ascontiguousarray(up_TF).reshape(-1)
     run(gated_gelu_chunks, gate.size, gate, up, out_TF.reshape(-1))
     return out_TF
@@ -100,7 +106,7 @@ def soft_cap(logits: Array, cap: float | None) -> Array:
     """Squash logits into (-cap, cap); see model/ops.py, soft_cap."""
     if cap is None:
         return logits
-    out = np.empty(logits.shape, np.float32)
+    out = empty(logits.shape)
     soft_cap_chunks(np.ascontiguousarray(logits).reshape(-1), np.float32(cap), out.reshape(-1))
     return out
 
@@ -120,6 +126,6 @@ def rotate_rows(x_TNH, cos_TR, sin_TR, out_TNH):  # type: ignore[no-untyped-def]
 
 def rotate(x_TNH: Array, cos_TR: Array, sin_TR: Array) -> Array:
     """Turn every head of every row by its position's angles; see model/rope.py, rotate."""
-    out_TNH = np.empty(x_TNH.shape, np.float32)
+    out_TNH = empty(x_TNH.shape)
     run(rotate_rows, x_TNH.size, np.ascontiguousarray(x_TNH), cos_TR, sin_TR, out_TNH)
     return out_TNH

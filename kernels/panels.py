@@ -10,6 +10,7 @@ from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads
 from pg2ref.kernels.exponential import gelu_float32
+from pg2ref.kernels.results import empty
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.machine import (
     CACHE_LINE,
@@ -221,7 +222,7 @@ def cut_in_blocks(x_TD: Array, *, pairs: bool) -> tuple[Array, int]:
     """The rows as the kernels read them, and the number of words in one."""
     T, D = x_TD.shape
     words = -(-D // 2) if pairs else D
-    blocks_BTW = np.empty((-(-words // BLOCK), T, BLOCK), np.uint32)
+    blocks_BTW = empty((-(-words // BLOCK), T, BLOCK), np.uint32)
     if pairs:
         pair_blocks(x_TD, blocks_BTW.view(np.uint16))
     else:
@@ -238,7 +239,7 @@ def kind_of(weight_OD: Array, *, pairs: bool) -> int:
 
 def linear_rows(blocks_BTW: Array, words: int, weight_OD: Array, bias_O: Array | None, *, pairs: bool) -> Array:
     """Rows cut in blocks times one matrix."""
-    out_TO = np.empty((blocks_BTW.shape[1], weight_OD.shape[0]), np.float32)
+    out_TO = empty((blocks_BTW.shape[1], weight_OD.shape[0]))
     bias_O = np.zeros(0, np.float32) if bias_O is None else np.require(widened(bias_O), requirements="CAW")
     stride, kind = weight_OD.strides[0], kind_of(weight_OD, pairs=pairs)
     many_rows(blocks_BTW, words, weight_OD.ctypes.data, stride, kind, bias_O, out_TO, num_threads())
@@ -247,7 +248,7 @@ def linear_rows(blocks_BTW: Array, words: int, weight_OD: Array, bias_O: Array |
 
 def gated_linear_rows(blocks_BTW: Array, words: int, gate_FD: Array, up_FD: Array, *, pairs: bool) -> Array:
     """Rows cut in blocks, through GeGLU."""
-    out_TF = np.empty((blocks_BTW.shape[1], gate_FD.shape[0]), np.float32)
+    out_TF = empty((blocks_BTW.shape[1], gate_FD.shape[0]))
     stride, kind = gate_FD.strides[0], kind_of(gate_FD, pairs=pairs)
     gated_rows(blocks_BTW, words, gate_FD.ctypes.data, up_FD.ctypes.data, stride, kind, out_TF, num_threads())
     return out_TF

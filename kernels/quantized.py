@@ -13,6 +13,7 @@ from numba import prange
 from pg2ref.kernels.compiling import inlined, kernel, num_threads, run
 from pg2ref.kernels.exponential import gelu_float32
 from pg2ref.kernels.matrices import MOST, are_alike, as_tuple, next_share
+from pg2ref.kernels.results import empty
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.group_tile import GROUP, LANES, make_group_tile
 from pg2ref.kernels.simd.machine import CACHE_LINE, prefetch, take
@@ -174,7 +175,7 @@ def linear_each(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | No
     if len({weight.bits for weight in weights}) > 1 or len(has_bias) > 1 or len(weights) > MOST or not alike:
         return [linear_each(x_TD, [weight], [bias])[0] for weight, bias in zip(weights, biases, strict=True)]
     bits, fresh, count = weights[0].bits, has_bias == {False}, len(weights)
-    outs = [np.empty((len(x_TD), len(weight.scales) * LANES), np.float32) for weight in weights]
+    outs = [empty((len(x_TD), len(weight.scales) * LANES)) for weight in weights]
     for out_TO, weight, bias_O in zip(outs, weights, biases, strict=True):
         if bias_O is not None:
             out_TO[:, : weight.shape[0]] = widened(bias_O)
@@ -198,7 +199,7 @@ def gated_linear(x_TD: Array, gate: Any, up: Any) -> Array:
     """GeGLU of two quantised matrices of as many bits, gelu(x @ gate.T) * (x @ up.T)."""
     inputs = quantized_rows(np.ascontiguousarray(x_TD, np.float32), 1 << (gate.bits - 1))
     blocks, groups, _ = gate.scales.shape
-    out_TF = np.empty((len(x_TD), blocks * LANES), np.float32)
+    out_TF = empty((len(x_TD), blocks * LANES))
     places = [array.ctypes.data for array in (gate.codes, gate.scales, up.codes, up.scales)]
     gated_panels(*inputs, *places, groups, gate.bits, out_TF, num_threads())
     return out_TF[:, : gate.shape[0]]

@@ -171,6 +171,7 @@ def fast(precision: str) -> Ops:
         gelu=elementwise.gelu,
         soft_cap=elementwise.soft_cap,
         rotate=elementwise.rotate,
+        add=elementwise.add,
         to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
         attention_weights=attention_weights_by(fast("f32").linear if is_bf16 else linear_one, elementwise.soft_cap),
