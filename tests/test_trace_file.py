@@ -334,6 +334,22 @@ def test_a_trace_of_the_api_is_saved_with_its_facts(small_folder: Path, tmp_path
         trace.save(tmp_path / "nowhere" / "x")
 
 
+@pytest.mark.parametrize("mode", ["full", "stats"])
+def test_a_trace_of_the_api_goes_through_a_link_and_to_no_device(
+    small_run: RunTrace, tmp_path: Path, mode: str
+) -> None:
+    """As `pg2ref trace -o` does."""
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    small_run.save(tmp_path / "link", mode=mode)
+    assert (tmp_path / "link").is_symlink()
+    assert "input/ids" in open_record(tmp_path / "run").stages
+    os.mkfifo(tmp_path / "pipe")
+    for no_file in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UsageError, match="expected the name of a file"):
+            small_run.save(no_file, mode=mode)
+    assert (tmp_path / "pipe").is_fifo()
+
+
 # Files that are no traces.
 
 

@@ -97,7 +97,7 @@ class StreamedFile:
 
     def _write(self, place: int, block: Array) -> None:
         self._file.seek(place)
-        rest = memoryview(block)
+        rest = block.data
         while rest:
             try:
                 rest = rest[self._file.write(rest) :]

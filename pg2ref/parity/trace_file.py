@@ -28,7 +28,7 @@ import numpy as np
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.safetensors_file import LENGTH_BYTES, STORED_NAMES
 from pg2ref.checkpoint.safetensors_writer import Planned, new_tensor_file
-from pg2ref.errors import Pg2RefError
+from pg2ref.errors import Pg2RefError, UsageError
 from pg2ref.parity.streamed_file import PAGE, StreamedFile
 from pg2ref.parity.summary import SAMPLES, Summary, shorten, summarize
 
@@ -68,6 +68,18 @@ class Point(NamedTuple):
 def describe_points(points: list[Point], floors: Mapping[str, Floors]) -> str:
     """The list of points in the metadata."""
     return json.dumps([point.to_dict(floors.get(point.name, {})) for point in points], separators=(",", ":"))
+
+
+def file_behind(path: str | Path) -> Path:
+    """Where a trace of that name is written: a link keeps pointing to the file behind it.
+
+    Raises:
+        UsageError: a folder, a device or a pipe has the name; a file that took its place would be the end of it.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path}: expected the name of a file, got that of a folder, a device or a pipe")
+    return target
 
 
 class FullWriter:
