@@ -109,6 +109,15 @@ def round_scaled(numbers, factor, halves):  # type: ignore[no-untyped-def]
         halves[s] = bf16_bits(numbers[s] * factor)
 
 
+@inlined
+def multiply_keys(query, stride, num_rows, keys_PWP, first, last, zeros_P, scores_TS, pairs):  # type: ignore[no-untyped-def]
+    """Scores of some queries with the keys from `first`, where a panel begins, to `last`."""
+    width = np.int64(scores_TS.shape[1] * 4)
+    for s in range(first, last + 1, PANEL):
+        panel, place = keys_PWP[s // PANEL], scores_TS.ctypes.data + (s - first) * 4
+        multiply_panel(query, stride, num_rows, panel.ctypes.data, panel.shape[0], zeros_P, place, width, pairs)
+
+
 @kernel
 def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap, out_TNH, pairs, threads):  # type: ignore[no-untyped-def]
     """One (head, block of queries) after the other on each thread."""
@@ -127,9 +136,7 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
             first, last = first_T[start : start + rows].min(), last_T[start : start + rows].max()
             first -= first % PANEL  # whole panels
             query = query_TNW.ctypes.data + (start * N + n) * W * 4
-            for s in range(first, last + 1, PANEL):
-                panel, place = keys_KPWP[n // group, s // PANEL], weights_TS.ctypes.data + (s - first) * 4
-                multiply_panel(query, N * W * 4, rows, panel.ctypes.data, W, zeros_P, place, width * 4, pairs)
+            multiply_keys(query, N * W * 4, rows, keys_KPWP[n // group], first, last, zeros_P, weights_TS, pairs)
             keys = last + 1 - first
             for t in range(rows):
                 begin, end = first_T[start + t] - first, last_T[start + t] + 1 - first
@@ -159,6 +166,35 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
         # an array is freed after its last use, and an address is none: here they still live
         weights_TS[0, 0], halves_TS[0, 0], edge_TP[0, 0], zeros_P[0] = 0, 0, 0, 0
     counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0] + values_KPWP[0, 0, 0, 0]
+
+
+@kernel
+def weigh_blocks(query_TNW, keys_KPWP, first_T, last_T, scale, cap, weights_NTS, threads):  # type: ignore[no-untyped-def]
+    """The first half of `attend_blocks` in float32, with the weights for its result."""
+    T, N, W = query_TNW.shape
+    group, blocks, counter = N // keys_KPWP.shape[0], (T + QUERIES - 1) // QUERIES, np.zeros(1, np.int64)
+    for _thread in prange(threads):
+        scores_TS = np.zeros((QUERIES, keys_KPWP.shape[1] * PANEL), np.float32)
+        zeros_P = np.zeros(PANEL, np.float32)
+        work = take(counter.ctypes.data)
+        while work < N * blocks:
+            n, start = work // blocks, (work % blocks) * QUERIES
+            rows = min(QUERIES, T - start)
+            first, last = first_T[start : start + rows].min(), last_T[start : start + rows].max()
+            first -= first % PANEL  # whole panels
+            query = query_TNW.ctypes.data + (start * N + n) * W * 4
+            multiply_keys(query, N * W * 4, rows, keys_KPWP[n // group], first, last, zeros_P, scores_TS, False)
+            for t in range(rows):
+                begin, end = first_T[start + t], last_T[start + t] + 1
+                scores_S, weights_S = scores_TS[t, begin - first : end - first], weights_NTS[n, start + t]
+                inverse = softmax(scores_S, scale, cap)
+                weights_S[:begin], weights_S[end:] = 0, 0
+                read_S = weights_S[begin:end]
+                for s in range(read_S.size):
+                    read_S[s] = scores_S[s] * inverse
+            work = take(counter.ctypes.data)
+        scores_TS[0, 0], zeros_P[0] = 0, 0  # as in attend_blocks
+    counter[0] = query_TNW[0, 0, 0] + keys_KPWP[0, 0, 0, 0]
 
 
 @inlined
@@ -267,6 +303,28 @@ def attend_words(
     pack_heads(key_words, value_words if pairs else value_words.view(np.uint32), keys_KPWP, values_KPWP, pairs)
     attend_blocks(query_words, keys_KPWP, values_KPWP, *ranges, np.float32(scale), cap, out_TNH, pairs, num_threads())
     return out_TNH[..., :H]
+
+
+def attention_weights(
+    query_TNH: Array,
+    key_SKH: Array,
+    first_key_T: Array,
+    last_key_T: Array,
+    *,
+    scale: float,
+    logit_cap: float | None,
+) -> Array:
+    """What `attend` weighs the values with, `weights_NTS` float32, for taps; see model/ops.py, attention_weights."""
+    query_words = np.ascontiguousarray(query_TNH, np.float32).view(np.uint32)
+    key_words = widened_rows(key_SKH).view(np.uint32)
+    (T, N, W), (S, K, _) = query_words.shape, key_words.shape
+    keys_KPWP = np.zeros((K, -(-S // PANEL), W, PANEL), np.uint32)
+    no_values_KPWP = np.zeros((K, 0, S, PANEL), np.uint32)
+    pack_heads(key_words, key_words, keys_KPWP, no_values_KPWP, False)
+    weights_NTS = np.empty((N, T, S), np.float32)
+    cap = np.float32(0.0 if logit_cap is None else logit_cap)
+    weigh_blocks(query_words, keys_KPWP, first_key_T, last_key_T, np.float32(scale), cap, weights_NTS, num_threads())
+    return weights_NTS
 
 
 def widened_rows(stored: Array) -> Array:

@@ -77,6 +77,7 @@ FLOORS = {
     "parity.difference": 7.0,
     "parity.name_map": 7.0,
     "parity.summary": 7.1,
+    "parity.streamed_file": 7.1,
     "parity.trace_file": 7.2,
     "parity.records": 7.3,
     "parity.adapters_used": 7.31,

@@ -75,6 +75,7 @@ def test_attention(by_threads: Callable, attend: Callable, rows: int, keys: int,
     query, key, value = normal(rng, rows, 6, 24), normal(rng, keys, 3, 24), normal(rng, keys, 3, 24)
     first, last = rng.integers(0, 3, rows), keys - 1 - rng.integers(0, 60, rows)
     by_threads(lambda: attend(query, key, value, first, last, scale=0.3, logit_cap=5.0))
+    by_threads(lambda: attention.attention_weights(query, key, first, last, scale=0.3, logit_cap=5.0))
 
 
 def quantized_pair(rng: np.random.Generator, bits: int) -> list[QuantizedMatrix]:

@@ -490,6 +490,26 @@ def test_attention_weights_are_those_of_attend(
     assert_close(heads, REFERENCE.attend(query, key, value, *ranges, scale=0.3, logit_cap=logit_cap), "attend", 18)
 
 
+@pytest.mark.parametrize(("T", "S", "H"), [(1, 131, 64), (67, 71, 5), (131, 131, 24)])
+@pytest.mark.parametrize("logit_cap", [None, 5.0])
+def test_attention_weights_in_blocks(
+    ops: Ops, dtype: Any, T: int, S: int, H: int, logit_cap: float | None, rng: np.random.Generator
+) -> None:
+    """More rows than a block, more keys than a panel, ranges that begin and end inside one; never rounded to bf16."""
+    query, key, _ = attend_case(rng, dtype, T=T, S=S, K=2, G=2, H=H)
+    ranges = masks.prefix_lm(np.arange(S - T, S), prefix_length=S // 2, window=29)
+    weights_NTS = ops.attention_weights(query, key, *ranges, scale=0.1, logit_cap=logit_cap)
+    exact = (query.astype(np.float64), key.astype(np.float64))
+    expected_NTS = reference_ops.attention_weights(*exact, *ranges, scale=0.1, logit_cap=logit_cap)
+    np.testing.assert_allclose(weights_NTS, expected_NTS, rtol=100 * np.finfo(dtype).eps)
+    bits = f32_to_bf16(key.astype(np.float32))
+    stored, meant = (
+        ops.attention_weights(query, keys, *ranges, scale=0.1, logit_cap=logit_cap)
+        for keys in (bits, bf16_to_f32(bits).astype(dtype))
+    )
+    np.testing.assert_array_equal(stored, meant)  # as a cache of bf16 gives them
+
+
 def test_softmax_row_by_row(dtype: Any, rng: np.random.Generator) -> None:
     scores_TS = (5 * rng.standard_normal((3, 7))).astype(dtype)
     scores_TS[0, 2:4] = -np.inf

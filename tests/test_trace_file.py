@@ -1,6 +1,7 @@
 """Trace files: what another reader finds in them, that one stage is held at a time, and that half a file is none."""
 
 import json
+import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from safetensors import safe_open
 
 import pg2ref
 from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.checkpoint.safetensors_writer import Planned, new_tensor_file
 from pg2ref.config import PaliGemmaConfig
 from pg2ref.errors import InputError, Pg2RefError, UsageError
 from pg2ref.parity import summary, trace_file
 from pg2ref.parity.records import open_record
+from pg2ref.parity.streamed_file import PAGE
 from pg2ref.parity.summary import SAMPLES, Summary
 from pg2ref.parity.trace_file import FullWriter, Point, StatsWriter
 from pg2ref.published import PUBLISHED
@@ -65,6 +68,8 @@ def test_stages_lie_in_the_order_of_computation(tmp_path: Path, rng: np.random.G
     write(tmp_path / "t.safetensors", stages)
     record = open_record(tmp_path / "t.safetensors")
     assert list(record.stages) == ["input/ids", *stages]
+    header_bytes = int.from_bytes((tmp_path / "t.safetensors").read_bytes()[:8], "little")
+    assert (8 + header_bytes) % PAGE == 0, "stages could not be written past the page cache"
     for name, array in stages.items():
         np.testing.assert_array_equal(record.stages[name].read(), array, strict=True)
     assert record.stages["prefix/embeddings"].floors == {"f32": 1.235e-7}
@@ -106,6 +111,32 @@ def test_the_file_that_was_there_stays_until_the_new_one_is_whole(tmp_path: Path
         assert path.read_bytes() == b"old"
         writer.finish({}, IDS)
     assert list(open_record(path).stages) == ["input/ids", "logits"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", ["full", "stats"])
+def test_two_processes_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Each has an unfinished file of its own: whole files replace each other."""
+    path = tmp_path / "t.safetensors"
+
+    def write_inside(depth: int) -> None:
+        """A run that begins and ends while another one writes."""
+        monkeypatch.setattr(os, "getpid", lambda: 1000 + depth)
+        if mode == "full":
+            with FullWriter(path, everything, 1) as writer:
+                writer("logits", np.full((depth, 3), float(depth)))
+                if depth == 1:
+                    write_inside(2)
+                writer.finish({}, IDS)
+        else:
+            with new_tensor_file(path, {"logits": Planned(np.dtype(np.float64), (depth, 3))}) as put:
+                if depth == 1:
+                    write_inside(2)
+                put("logits", np.full((depth, 3), float(depth)))
+        with safe_open(path, "np") as file:
+            np.testing.assert_array_equal(file.get_tensor("logits"), np.full((depth, 3), depth))
+
+    write_inside(1)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -301,6 +332,22 @@ def test_a_trace_of_the_api_is_saved_with_its_facts(small_folder: Path, tmp_path
         trace.save(tmp_path / "x", mode="some")
     with pytest.raises(Pg2RefError, match="cannot be written"):
         trace.save(tmp_path / "nowhere" / "x")
+
+
+@pytest.mark.parametrize("mode", ["full", "stats"])
+def test_a_trace_of_the_api_goes_through_a_link_and_to_no_device(
+    small_run: RunTrace, tmp_path: Path, mode: str
+) -> None:
+    """As `pg2ref trace -o` does."""
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    small_run.save(tmp_path / "link", mode=mode)
+    assert (tmp_path / "link").is_symlink()
+    assert "input/ids" in open_record(tmp_path / "run").stages
+    os.mkfifo(tmp_path / "pipe")
+    for no_file in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UsageError, match="expected the name of a file"):
+            small_run.save(no_file, mode=mode)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # Files that are no traces.

@@ -20,7 +20,7 @@ import transformers_stages
 
 import pg2ref
 from pg2ref.config import read_config
-from pg2ref.parity.trace_file import FullWriter, StatsWriter
+from pg2ref.parity.trace_file import FullWriter, StatsWriter, file_behind
 from pg2ref.recording.facts import RunFacts
 from pg2ref.recording.record import choose_points, most_stages
 
@@ -78,7 +78,7 @@ def record(folder: Path, images: list[Path], prompt: str, dtype: str, writer: Fu
 def main(folder: Path, images: tuple[Path, ...], prompt: str, out: Path, dtype: str, points: str, mode: str) -> None:
     """Record, and say what was written."""
     transformers.logging.disable_progress_bar()
-    wanted = choose_points(points)
+    wanted, out = choose_points(points), file_behind(out)
     if mode == "stats":
         writer = StatsWriter(out, wanted)
         record(folder, list(images), prompt, dtype, writer)

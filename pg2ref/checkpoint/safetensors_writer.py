@@ -6,6 +6,7 @@ tensor goes straight to its place. The format is described in safetensors_file.p
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +63,7 @@ def new_tensor_file(
     """
     start, positions = lay_out(planned, metadata)
     ends = {name: positions[name] + planned[name].nbytes for name in planned}
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process alone
     try:
         with open(unfinished, "wb") as stream:
             stream.write(start)

@@ -1,8 +1,6 @@
 """`pg2ref trace`."""
 
 import json
-import os
-from pathlib import Path
 
 import click
 
@@ -89,13 +87,13 @@ def command(
     if with_floor and precision not in (None, "f64"):
         raise UsageError(f"--with-floor computes in f64, got --precision {precision}: leave one of them out")
     check_writable(out)
-    if os.path.exists(out) and not os.path.isfile(out):
-        raise UsageError(f"--out: expected the name of a file, {out} is a device or a pipe")
     sources, prompt = read_stdin(images, prompt)
     line = ProgressLine(enabled=not quiet)
     from pg2ref.demo.builtin import NAME
+    from pg2ref.parity.trace_file import file_behind
     from pg2ref.recording.record import choose_points, record, trace_precision
 
+    target = file_behind(out)
     chosen = choose_points(points)
     precision = "f64" if with_floor else precision or trace_precision(NAME if name is None else name)
     computed = {"precision": precision, "backend": backend, "preset": preset, "resize": resize, "window": window}
@@ -105,7 +103,7 @@ def command(
             model,
             sources,
             prompt,
-            Path(os.path.realpath(out)),  # a link keeps pointing to the file behind it
+            target,
             points=chosen,
             mode=mode,
             steps=steps,

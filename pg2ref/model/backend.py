@@ -13,7 +13,6 @@ from pg2ref.adapted import AdaptedMatrix, LinearWeight
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.errors import UsageError
 from pg2ref.model import ops, rope
-from pg2ref.model.masks import KeyRanges
 from pg2ref.policy import BACKENDS, INTEGER_PRECISIONS, PRECISIONS
 from pg2ref.quantized import QuantizedMatrix, Weight
 
@@ -108,33 +107,6 @@ REFERENCE_BF16 = reference(ops.linear_bf16, ops.attend_bf16)
 REFERENCE_INTEGER = reference(ops.linear_integer, ops.attend_bf16)
 
 
-def attention_weights_by(linear: Callable[..., Array], soft_cap: Callable[..., Array]) -> Callable[..., Array]:
-    """Weights for taps with the products of kernels: BLAS and Numba would wait for each other's threads."""
-
-    def attention_weights(
-        query_TNH: Array,
-        key_SKH: Array,
-        first_key_T: Array,
-        last_key_T: Array,
-        *,
-        scale: float,
-        logit_cap: float | None,
-    ) -> Array:
-        T, N, H = query_TNH.shape
-        S, K, _ = key_SKH.shape
-        may_not_TS = ~KeyRanges(first_key_T, last_key_T).allowed_TS(S)
-        weights_KGTS = np.empty((K, N // K, T, S), np.float32)
-        for k, weights_GTS in enumerate(weights_KGTS):
-            query_GTH = query_TNH[:, k * len(weights_GTS) : (k + 1) * len(weights_GTS)].transpose(1, 0, 2)
-            products_RS = linear(query_GTH.reshape(-1, H), np.ascontiguousarray(key_SKH[:, k]))
-            logits_GTS = soft_cap(products_RS * np.float32(scale), logit_cap).reshape(weights_GTS.shape)
-            logits_GTS[:, may_not_TS] = -np.inf
-            weights_GTS[...] = ops.softmax(logits_GTS)
-        return weights_KGTS.reshape(N, T, S)
-
-    return attention_weights
-
-
 @cache
 def fast(precision: str) -> Ops:
     """The kernels of pg2ref.kernels; Numba is imported here, when somebody asks for them."""
@@ -174,7 +146,7 @@ def fast(precision: str) -> Ops:
         add=elementwise.add,
         to_bf16=stored.rounded,
         attend=attention.attend_bf16 if is_bf16 else attention.attend,
-        attention_weights=attention_weights_by(fast("f32").linear if is_bf16 else linear_one, elementwise.soft_cap),
+        attention_weights=attention.attention_weights,
     )
 
 

@@ -16,6 +16,7 @@ where no decoding steps are recorded, of 3b all 256; with more than one to four 
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,8 +27,9 @@ import numpy as np
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.safetensors_file import LENGTH_BYTES, STORED_NAMES
-from pg2ref.checkpoint.safetensors_writer import ALIGNMENT, Planned, new_tensor_file
-from pg2ref.errors import Pg2RefError
+from pg2ref.checkpoint.safetensors_writer import Planned, new_tensor_file
+from pg2ref.errors import Pg2RefError, UsageError
+from pg2ref.parity.streamed_file import PAGE, StreamedFile
 from pg2ref.parity.summary import SAMPLES, Summary, shorten, summarize
 
 FORMAT = "pg2ref-trace/1"
@@ -68,29 +70,40 @@ def describe_points(points: list[Point], floors: Mapping[str, Floors]) -> str:
     return json.dumps([point.to_dict(floors.get(point.name, {})) for point in points], separators=(",", ":"))
 
 
+def file_behind(path: str | Path) -> Path:
+    """Where a trace of that name is written: a link keeps pointing to the file behind it.
+
+    Raises:
+        UsageError: a folder, a device or a pipe has the name; a file that took its place would be the end of it.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path}: expected the name of a file, got that of a folder, a device or a pipe")
+    return target
+
+
 class FullWriter:
     """A tap that writes each chosen stage to the file as it comes, and keeps none of them.
 
     Use it in `with`; the file appears under its name with `finish`, and not at all if that is never reached.
-    An OSError says what the file system refuses.
+    An OSError says what the file system refuses, at that stage or a later one (streamed_file.py).
     """
 
     def __init__(self, path: Path, points: Callable[[str], bool], most_stages: int) -> None:
         self.path, self.wants = path, points
         self.recorded: list[Point] = []
         self._room = most_stages * BYTES_A_STAGE + (1 << 16)  # the rest is for the facts
-        self._room += -(LENGTH_BYTES + self._room) % ALIGNMENT
+        self._room += -(LENGTH_BYTES + self._room) % PAGE
         self._entries: dict[str, dict[str, Any]] = {}
         self._end = 0
-        self._unfinished = path.with_name(path.name + ".part")
+        self._unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> "FullWriter":
-        self._stream = open(self._unfinished, "w+b")
-        self._stream.seek(LENGTH_BYTES + self._room)
+        self._file = StreamedFile(self._unfinished, LENGTH_BYTES + self._room)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._stream.close()
+        self._file.close()
         self._unfinished.unlink(missing_ok=True)
 
     def __call__(self, stage: str, array: Array) -> Array:
@@ -103,7 +116,7 @@ class FullWriter:
     def read(self, stage: str) -> Array:
         """A stage that has been written, from the file."""
         entry = self._entries[stage]
-        self._stream.flush()
+        self._file.flush()
         begin, end = entry["data_offsets"]
         dtype = {name: dtype for dtype, name in STORED_NAMES.items()}[entry["dtype"]]
         offset = LENGTH_BYTES + self._room + begin
@@ -121,9 +134,7 @@ class FullWriter:
                 f"{self.path}: {len(self.recorded)} stages need {len(header):,} bytes of header, expected at most "
                 f"{self._room:,}: record fewer points"
             )
-        self._stream.seek(0)
-        self._stream.write(self._room.to_bytes(LENGTH_BYTES, "little") + header.ljust(self._room))
-        self._stream.close()
+        self._file.finish(self._room.to_bytes(LENGTH_BYTES, "little") + header.ljust(self._room))
         self._unfinished.replace(self.path)
 
     def _append(self, name: str, array: Array) -> None:
@@ -135,8 +146,7 @@ class FullWriter:
             "shape": list(array.shape),
             "data_offsets": [self._end, end],
         }
-        self._stream.seek(LENGTH_BYTES + self._room + self._end)
-        self._stream.write(np.ascontiguousarray(array).data)
+        self._file.append(array)
         self._end = end
 
 
