@@ -9,7 +9,6 @@ import os
 import time
 from errno import EINVAL
 from io import FileIO
-from mmap import mmap
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -36,8 +35,10 @@ class StreamedFile:
         self._place, self._filled = start, 0  # of the block that is being filled
         self._free: Queue[Array] = Queue()
         self._full: Queue[tuple[int, Array] | None] = Queue()
-        for block in np.frombuffer(mmap(-1, BLOCKS * BLOCK), np.uint8).reshape(BLOCKS, BLOCK):
-            self._free.put(block)
+        room = np.empty(PAGE + BLOCKS * BLOCK, np.uint8)
+        room = room[-room.ctypes.data % PAGE :]
+        for number in range(BLOCKS):
+            self._free.put(room[number * BLOCK : (number + 1) * BLOCK])
         self._block = self._free.get()
         self._opened, self._waited = time.monotonic(), 0.0
         self._error: Exception | None = None
