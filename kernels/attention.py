@@ -110,18 +110,28 @@ def round_scaled(numbers, factor, halves):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def multiply_keys(query, stride, num_rows, keys_PWP, first, last, zeros_P, scores_TS, pairs):  # type: ignore[no-untyped-def]
-    """Scores of some queries with the keys from `first`, where a panel begins, to `last`."""
-    width = np.int64(scores_TS.shape[1] * 4)
+def score_block(work, query_TNW, keys_KPWP, first_T, last_T, zeros_P, scores_TS, pairs):  # type: ignore[no-untyped-def]
+    """Products of a block of one head's queries with the keys that any of them reads, into `scores_TS`.
+
+    Returns the head, the first query, the number of queries, the first key, where a panel begins, and the last key.
+    """
+    T, N, W = query_TNW.shape
+    blocks, width = (T + QUERIES - 1) // QUERIES, np.int64(scores_TS.shape[1] * 4)
+    n, start = work // blocks, (work % blocks) * QUERIES
+    rows = min(QUERIES, T - start)
+    first, last = first_T[start : start + rows].min(), last_T[start : start + rows].max()
+    first -= first % PANEL
+    query, keys_PWP = query_TNW.ctypes.data + (start * N + n) * W * 4, keys_KPWP[n // (N // keys_KPWP.shape[0])]
     for s in range(first, last + 1, PANEL):
-        panel, place = keys_PWP[s // PANEL], scores_TS.ctypes.data + (s - first) * 4
-        multiply_panel(query, stride, num_rows, panel.ctypes.data, panel.shape[0], zeros_P, place, width, pairs)
+        panel, place = keys_PWP[s // PANEL].ctypes.data, scores_TS.ctypes.data + (s - first) * 4
+        multiply_panel(query, N * W * 4, rows, panel, W, zeros_P, place, width, pairs)
+    return n, start, rows, first, last
 
 
 @kernel
 def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap, out_TNH, pairs, threads):  # type: ignore[no-untyped-def]
     """One (head, block of queries) after the other on each thread."""
-    T, N, W = query_TNW.shape
+    T, N, _ = query_TNW.shape
     H, group, blocks = out_TNH.shape[2], N // keys_KPWP.shape[0], (T + QUERIES - 1) // QUERIES
     width, value_words, counter = keys_KPWP.shape[1] * PANEL, values_KPWP.shape[2], np.zeros(1, np.int64)
     for _thread in prange(threads):
@@ -131,12 +141,9 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
         edge_TP, zeros_P = np.zeros((QUERIES, PANEL), np.float32), np.zeros(PANEL, np.float32)
         work = take(counter.ctypes.data)
         while work < N * blocks:
-            n, start = work // blocks, (work % blocks) * QUERIES
-            rows = min(QUERIES, T - start)
-            first, last = first_T[start : start + rows].min(), last_T[start : start + rows].max()
-            first -= first % PANEL  # whole panels
-            query = query_TNW.ctypes.data + (start * N + n) * W * 4
-            multiply_keys(query, N * W * 4, rows, keys_KPWP[n // group], first, last, zeros_P, weights_TS, pairs)
+            n, start, rows, first, last = score_block(
+                work, query_TNW, keys_KPWP, first_T, last_T, zeros_P, weights_TS, pairs
+            )
             keys = last + 1 - first
             for t in range(rows):
                 begin, end = first_T[start + t] - first, last_T[start + t] + 1 - first
@@ -171,19 +178,16 @@ def attend_blocks(query_TNW, keys_KPWP, values_KPWP, first_T, last_T, scale, cap
 @kernel
 def weigh_blocks(query_TNW, keys_KPWP, first_T, last_T, scale, cap, weights_NTS, threads):  # type: ignore[no-untyped-def]
     """The first half of `attend_blocks` in float32, with the weights for its result."""
-    T, N, W = query_TNW.shape
-    group, blocks, counter = N // keys_KPWP.shape[0], (T + QUERIES - 1) // QUERIES, np.zeros(1, np.int64)
+    T, N, _ = query_TNW.shape
+    blocks, counter = (T + QUERIES - 1) // QUERIES, np.zeros(1, np.int64)
     for _thread in prange(threads):
         scores_TS = np.zeros((QUERIES, keys_KPWP.shape[1] * PANEL), np.float32)
         zeros_P = np.zeros(PANEL, np.float32)
         work = take(counter.ctypes.data)
         while work < N * blocks:
-            n, start = work // blocks, (work % blocks) * QUERIES
-            rows = min(QUERIES, T - start)
-            first, last = first_T[start : start + rows].min(), last_T[start : start + rows].max()
-            first -= first % PANEL  # whole panels
-            query = query_TNW.ctypes.data + (start * N + n) * W * 4
-            multiply_keys(query, N * W * 4, rows, keys_KPWP[n // group], first, last, zeros_P, scores_TS, False)
+            n, start, rows, first, _last = score_block(
+                work, query_TNW, keys_KPWP, first_T, last_T, zeros_P, scores_TS, False
+            )
             for t in range(rows):
                 begin, end = first_T[start + t], last_T[start + t] + 1
                 scores_S, weights_S = scores_TS[t, begin - first : end - first], weights_NTS[n, start + t]

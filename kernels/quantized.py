@@ -25,7 +25,7 @@ VECTORS, TILE_ROWS = (2, 6) if cpu().registers == 32 else (1, 4)
 FEWER_ROWS = 2
 PANEL = VECTORS * LANES  # outputs in a panel: so many blocks of the file beside each other
 SHARE = 4 // VECTORS  # panels that a thread takes at a time
-MANY_ROWS = 96
+MANY_ROWS = 96  # from which on the codes that follow are fetched
 MOST_CODE = np.float32(127)
 SMALLEST_INPUT = np.float32(2.0**-100)  # a group of smaller ones is taken for 0: MOST_CODE over them might overflow
 

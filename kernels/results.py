@@ -50,11 +50,11 @@ class Pool:
 
     def give_back(self, slab: Array) -> None:
         """Keep memory for the next; all that is held is let go first where it would be too much."""
-        size = slab.size
-        if self.held() + size > self.most_held:
+        if slab.size > self.most_held:
+            return
+        if self.held() + slab.size > self.most_held:
             self.free.clear()
-        if size <= self.most_held:
-            self.free.setdefault(size, []).append(slab)
+        self.free.setdefault(slab.size, []).append(slab)
 
     def held(self) -> int:
         """Bytes that nobody uses."""

@@ -143,7 +143,7 @@ def test_the_object_and_the_lines(run: Run) -> None:
     assert len(found["sizes"]) == 36
     assert all(one["verdict"] in ("fits", "tight", "no", "unknown") for one in found["sizes"])
     assert 1 <= found["threads"]["used"] <= found["threads"]["usable"] == usable_cpus()
-    assert 0 <= found["kernels"]["ready"] <= found["kernels"]["total"] == 14
+    assert 0 <= found["kernels"]["ready"] <= found["kernels"]["total"] == 15
     text = run("doctor").out
     assert all(f"\n{size} " in text for size in PUBLISHED)
     assert f"path {found['cpu']['path']}" in text

@@ -50,7 +50,7 @@ def make_group_tile(cpu: Cpu, rows: int, vectors: int) -> Any:
                     with cgutils.for_range(builder, groups) as loop:
                         offset = builder.mul(loop.index, group_bytes)
                         words = zip(*(group_words(e, e.address(block, offset), size) for block in blocks), strict=True)
-                        products = group_products(e, words, *inputs, loop.index)
+                        products = group_products(e, words, vectors, *inputs, loop.index)
                         add_scaled(e, sums, products, scale_blocks, scale_rows, loop.index)
         for total, place in zip(sums, places, strict=True):
             e.store(builder.load(total), place)
@@ -65,24 +65,23 @@ def make_group_tile(cpu: Cpu, rows: int, vectors: int) -> Any:
     return tile
 
 
-def group_products(e: Emitter, words: Any, x_rows: list[Any], correction_rows: list[Any], group: Any) -> list[Any]:
+def group_products(
+    e: Emitter, words: Any, vectors: int, x_rows: list[Any], correction_rows: list[Any], group: Any
+) -> list[Any]:
     """The integer sums of one group: of each row, of each vector of outputs."""
     builder, offset = e.builder, e.builder.mul(group, I64(GROUP))
-    totals: list[Any] = []
+    totals = [e.variables(vectors, e.integers) for _ in x_rows]
+    for mine, row in zip(totals, correction_rows, strict=True):
+        correction = e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32))
+        for total in mine:
+            builder.store(correction, total)
     for k, weights in enumerate(words):
-        if not totals:
-            totals = e.variables(len(x_rows) * len(weights), e.integers)
-            for r, row in enumerate(correction_rows):
-                correction = e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32))
-                for v in range(len(weights)):
-                    builder.store(correction, totals[r * len(weights) + v])
         parts = [INT8_QUADS.parts(e, weight, signed=False) for weight in weights]
-        for r, row in enumerate(x_rows):
+        for mine, row in zip(totals, x_rows, strict=True):
             inputs = INT8_QUADS.parts(e, e.splat(e.load(e.address(row, offset, 4 * k), I32)))
-            for v, part in enumerate(parts):
-                total = totals[r * len(parts) + v]
+            for total, part in zip(mine, parts, strict=True):
                 builder.store(INT8_QUADS.add(e, builder.load(total), part, inputs), total)
-    return [builder.load(total) for total in totals]
+    return [builder.load(total) for mine in totals for total in mine]
 
 
 def add_scaled(

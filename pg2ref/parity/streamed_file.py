@@ -100,10 +100,11 @@ class StreamedFile:
         self._file.seek(place)
         rest = block.data
         while rest:
+            went_past_cache = self._is_past_cache  # the other thread may give it up meanwhile
             try:
                 rest = rest[self._file.write(rest) :]
             except OSError as error:
-                if error.errno != EINVAL or not self._is_past_cache:
+                if error.errno != EINVAL or not went_past_cache:
                     raise
                 self._use_cache()  # this disk has larger pages, or it wrote part of one
 
