@@ -16,7 +16,7 @@ import numpy as np
 
 from pg2ref.kernels.elementwise import gated_gelu
 from pg2ref.kernels.few_rows import FEW_ROWS, linear_few
-from pg2ref.kernels.panels import cut_in_blocks, gated_linear_rows, linear_rows
+from pg2ref.kernels.panels import cut_in_blocks, gated_linear_rows, kind_of, linear_rows
 from pg2ref.kernels.simd.dots import TURN
 from pg2ref.kernels.stored import Array, rounded, widened
 
@@ -45,9 +45,9 @@ def linear_each(x_TD: Array, weights: Sequence[Array], biases: Sequence[Bias], *
     if goes_by_few_rows(x_TD, weights):
         outs = linear_few(x_TD, list(weights), is_bf16=is_bf16)
         return [out if bias is None else out + widened(bias) for out, bias in zip(outs, biases, strict=True)]
-    blocks_BTW, words = cut_in_blocks(x_TD, pairs=is_bf16)
+    blocks_BTW, words = cut_in_blocks(x_TD, kind_of(weights[0], is_bf16=is_bf16))
     return [
-        linear_rows(blocks_BTW, words, weight_OD, bias_O, pairs=is_bf16)
+        linear_rows(blocks_BTW, words, weight_OD, bias_O, kind_of(weight_OD, is_bf16=is_bf16))
         for weight_OD, bias_O in zip(weights, biases, strict=True)
     ]
 
@@ -72,7 +72,8 @@ def gated_linear(x_TD: Array, gate_FD: Array, up_FD: Array, *, is_bf16: bool) ->
     x_TD = np.ascontiguousarray(x_TD, np.float32)
     if goes_by_few_rows(x_TD, weights):
         return gated_gelu(*linear_few(x_TD, weights, is_bf16=is_bf16))
-    return gated_linear_rows(*cut_in_blocks(x_TD, pairs=is_bf16), *weights, pairs=is_bf16)
+    kind = kind_of(gate_FD, is_bf16=is_bf16)
+    return gated_linear_rows(*cut_in_blocks(x_TD, kind), *weights, kind)
 
 
 def goes_by_few_rows(x_TD: Array, weights: Sequence[Array]) -> bool:

@@ -64,16 +64,19 @@ def make_integer_loop(processor: Cpu) -> Any:
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         operand, turns, out = arguments
         e = Emitter(builder, processor)
-        sums = e.variables(num_sums(processor), e.integers)
-        inputs = INT8_QUADS.parts(e, e.load(operand, e.integers))
+        kind = INT8_QUADS.start(e, e.integer(0)).type
+        sums = e.variables(num_sums(processor), kind)
+        inputs = e.load(operand, e.integers)
         for index, total in enumerate(sums):
-            builder.store(e.integer(index), total)
+            builder.store(ir.Constant(kind, [index] * kind.count), total)
         with cgutils.for_range(builder, turns):
             for total in sums:
-                value = builder.load(total)
-                builder.store(INT8_QUADS.add(e, value, INT8_QUADS.parts(e, value, signed=False), inputs), total)
+                words = builder.bitcast(builder.load(total), e.integers)
+                for plane in range(INT8_QUADS.planes(8, processor)):
+                    weights = INT8_QUADS.weights(e, words, plane)
+                    builder.store(INT8_QUADS.add(e, builder.load(total), weights, inputs), total)
         for total in sums:
-            e.store(builder.add(e.load(out, e.integers), builder.load(total)), out)
+            e.store(builder.add(e.load(out, kind), builder.load(total)), out)
         return _context.get_dummy_value()
 
     @intrinsic

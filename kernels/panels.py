@@ -25,18 +25,23 @@ from pg2ref.kernels.simd.machine import (
 from pg2ref.kernels.simd.products import BF16_PAIRS, FLOAT32
 from pg2ref.kernels.simd.tile import VECTORS, make_tile
 from pg2ref.kernels.simd.transpose import make_transpose
-from pg2ref.kernels.stored import Array, bf16_bits, widened
+from pg2ref.kernels.stored import Array, as_float32, bf16_bits, widened
 
 LANES = cpu().lanes
 PANEL = VECTORS * LANES  # outputs in a panel
 BLOCK = 576  # words of inputs in a panel: its 72 KB (AVX-512) and the rows they meet lie in the second cache
 TILE_ROWS = 8 if cpu().registers == 32 else 6
-FLOATS, WIDENED, PAIRS = 0, 1, 2  # what a word of a panel is: a stored float32, a widened bf16, two bf16
+# What a word of a panel is. Float32 inputs meet a stored float32 or a widened bf16. Inputs rounded to bf16 meet two bf16
+# or, where no instruction multiplies pairs, widened ones, each second before its first: so the tile of float32 does
+# what that of pairs does, in its order (simd/products.py), and takes no words apart. It needs a fused multiply-add.
+FLOATS, WIDENED, SWAPPED, PAIRS = 0, 1, 2, 3
+BF16_KIND = SWAPPED if cpu().fused and not cpu().bf16_dot else PAIRS
 NOTHING = np.int64(0)
 
 tile_all, tile_four, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 4, 2, 1))
 pairs_all, pairs_four, pairs_two, pairs_one = (make_tile(cpu(), BF16_PAIRS, rows) for rows in (TILE_ROWS, 4, 2, 1))
 transpose_bf16, transpose_words = make_transpose(cpu(), widened=True), make_transpose(cpu(), widened=False)
+transpose_swapped = make_transpose(cpu(), widened=True, swapped=True)
 
 
 @inlined
@@ -87,26 +92,29 @@ def multiply(
 @inlined
 def pack(w, w_stride, kind, outputs, panel, steps):  # type: ignore[no-untyped-def]
     """Transpose `outputs` rows and `steps` words of weights into a panel: squares in registers, edges one by one."""
-    size = 2 if kind == WIDENED else 4
+    size = 2 if kind in (WIDENED, SWAPPED) else 4
     square_outputs, square_steps = outputs // LANES * LANES, steps // LANES * LANES
     for o in range(0, square_outputs, LANES):
         for k in range(0, square_steps, LANES):
             square, place = w + o * w_stride + k * size, panel + (k * PANEL + o) * 4
             if kind == WIDENED:
                 transpose_bf16(square, w_stride, place, PANEL * 4)
+            elif kind == SWAPPED:
+                transpose_swapped(square, w_stride, place, PANEL * 4)
             else:
                 transpose_words(square, w_stride, place, PANEL * 4)
     for o in range(outputs):
         for k in range(square_steps if o < square_outputs else 0, steps):
             place = w + o * w_stride + k * size
-            word = np.uint32(load_half(place)) << np.uint32(16) if kind == WIDENED else load_word(place)
-            store_word(np.uint32(word), panel + (k * PANEL + o) * 4)
+            word = np.uint32(load_half(place)) << np.uint32(16) if size == 2 else load_word(place)
+            step = k ^ 1 if kind == SWAPPED else k
+            store_word(np.uint32(word), panel + (step * PANEL + o) * 4)
 
 
 @inlined
 def multiply_stored(x, T, words, w, w_stride, kind, outputs, panel, begin_P, out, out_stride, next_w):  # type: ignore[no-untyped-def]
     """A panel of `outputs` rows of weights at `w` times all rows of x, block after block; `next_w` comes after it."""
-    size, begin, begin_stride = np.int64(2 if kind == WIDENED else 4), begin_P.ctypes.data, NOTHING
+    size, begin, begin_stride = np.int64(2 if kind in (WIDENED, SWAPPED) else 4), begin_P.ctypes.data, NOTHING
     for start in range(0, words, BLOCK):
         steps = min(BLOCK, words - start)
         pack(w + start * size, w_stride, kind, outputs, panel, steps)
@@ -131,7 +139,7 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  #
     panels, x = (O + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
-        control = flush_denormals(np.int64(kind == PAIRS))
+        control = flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
         panel, begin_P = np.zeros((BLOCK, PANEL), np.float32), np.zeros(PANEL, np.float32)
         edge_TP = np.zeros((T if O % PANEL else 1, PANEL), np.float32)
         index = take(counter.ctypes.data)
@@ -165,7 +173,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
     panels, x = (F + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
     counter = np.zeros(1, np.int64)
     for _thread in prange(threads):
-        control = flush_denormals(np.int64(kind == PAIRS))
+        control = flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
         panel, zeros_P = np.zeros((BLOCK, PANEL), np.float32), np.zeros(PANEL, np.float32)
         gate_TP, up_TP = np.zeros((T, PANEL), np.float32), np.zeros((T, PANEL), np.float32)
         index = take(counter.ctypes.data)
@@ -185,7 +193,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  #
                 gates, ups, results = gate_TP[t], up_TP[t], out_TF[t, f : f + outputs]
                 for c in range(results.size):
                     results[c] = gelu_float32(gates[c]) * ups[c]
-            flush_denormals(np.int64(kind == PAIRS))
+            flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
             index = following
         restore_control(control)
         panel[0, 0], zeros_P[0] = 0, 0  # an array is freed after its last use, and an address is none: here they live
@@ -206,7 +214,7 @@ def float_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
 
 @kernel
 def pair_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
-    """The same, rounded to bf16; `blocks_BTW` counts numbers, two a word."""
+    """The same, rounded to bf16; `blocks_BTW` counts numbers, two a word, and so many has a row of x."""
     T, D = x_TD.shape
     for t in prange(T):
         for block in range(blocks_BTW.shape[0]):
@@ -214,41 +222,54 @@ def pair_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
             halves = blocks_BTW[block, t]
             for k in range(numbers.size):
                 halves[k] = bf16_bits(numbers[k])
-            if numbers.size % 2:
-                halves[numbers.size] = 0
 
 
-def cut_in_blocks(x_TD: Array, *, pairs: bool) -> tuple[Array, int]:
-    """The rows as the kernels read them, and the number of words in one."""
+@kernel
+def swapped_blocks(x_TD, blocks_BTW):  # type: ignore[no-untyped-def]
+    """Rounded to bf16 and widened again, the second of each two first."""
     T, D = x_TD.shape
-    words = -(-D // 2) if pairs else D
+    for t in prange(T):
+        for block in range(blocks_BTW.shape[0]):
+            numbers = x_TD[t, block * BLOCK : min(D, (block + 1) * BLOCK)]
+            words = blocks_BTW[block, t]
+            for k in range(0, numbers.size, 2):
+                words[k] = as_float32(bf16_bits(numbers[k + 1]))
+                words[k + 1] = as_float32(bf16_bits(numbers[k]))
+
+
+def kind_of(weight_OD: Array, *, is_bf16: bool) -> int:
+    """What a word of the panel is."""
+    if is_bf16:
+        return BF16_KIND
+    return WIDENED if weight_OD.dtype == np.uint16 else FLOATS
+
+
+def cut_in_blocks(x_TD: Array, kind: int) -> tuple[Array, int]:
+    """The rows as the kernels read them, and the number of words in one. For bf16 they are of even length."""
+    T, D = x_TD.shape
+    words = D // 2 if kind == PAIRS else D
     blocks_BTW = empty((-(-words // BLOCK), T, BLOCK), np.uint32)
-    if pairs:
+    if kind == PAIRS:
         pair_blocks(x_TD, blocks_BTW.view(np.uint16))
+    elif kind == SWAPPED:
+        swapped_blocks(x_TD, blocks_BTW.view(np.float32))
     else:
         float_blocks(x_TD, blocks_BTW.view(np.float32))
     return blocks_BTW, words
 
 
-def kind_of(weight_OD: Array, *, pairs: bool) -> int:
-    """What a word of the panel is."""
-    if pairs:
-        return PAIRS
-    return WIDENED if weight_OD.dtype == np.uint16 else FLOATS
-
-
-def linear_rows(blocks_BTW: Array, words: int, weight_OD: Array, bias_O: Array | None, *, pairs: bool) -> Array:
+def linear_rows(blocks_BTW: Array, words: int, weight_OD: Array, bias_O: Array | None, kind: int) -> Array:
     """Rows cut in blocks times one matrix."""
     out_TO = empty((blocks_BTW.shape[1], weight_OD.shape[0]))
     bias_O = np.zeros(0, np.float32) if bias_O is None else np.require(widened(bias_O), requirements="CAW")
-    stride, kind = weight_OD.strides[0], kind_of(weight_OD, pairs=pairs)
+    stride = weight_OD.strides[0]
     many_rows(blocks_BTW, words, weight_OD.ctypes.data, stride, kind, bias_O, out_TO, num_threads())
     return out_TO
 
 
-def gated_linear_rows(blocks_BTW: Array, words: int, gate_FD: Array, up_FD: Array, *, pairs: bool) -> Array:
+def gated_linear_rows(blocks_BTW: Array, words: int, gate_FD: Array, up_FD: Array, kind: int) -> Array:
     """Rows cut in blocks, through GeGLU."""
     out_TF = empty((blocks_BTW.shape[1], gate_FD.shape[0]))
-    stride, kind = gate_FD.strides[0], kind_of(gate_FD, pairs=pairs)
+    stride = gate_FD.strides[0]
     gated_rows(blocks_BTW, words, gate_FD.ctypes.data, up_FD.ctypes.data, stride, kind, out_TF, num_threads())
     return out_TF

@@ -130,11 +130,11 @@ def layout_results(rng: np.random.Generator) -> dict[str, Array]:
     found = {}
     odd = np.array([np.nan, -np.nan, np.inf, -np.inf, 3.4e38, 1e-45, -0.0], np.float32)
     found["bits/rounded"] = stored.rounded(np.concatenate([SPREAD, odd])[None])
-    for inputs in (1, 2 * panels.BLOCK + 3):
+    for inputs in (2, 2 * panels.BLOCK + 4):
         x = rng.standard_normal((3, inputs)).astype(np.float32)
-        for pairs in (False, True):
-            blocks, words = panels.cut_in_blocks(x, pairs=pairs)
-            found[f"bits/blocks_{pairs}_{inputs}"] = np.concatenate(list(blocks), axis=1)[:, :words]
+        for kind in (panels.FLOATS, panels.SWAPPED, panels.PAIRS):
+            blocks, words = panels.cut_in_blocks(x, kind)
+            found[f"bits/blocks_{kind}_{inputs}"] = np.concatenate(list(blocks), axis=1)[:, :words]
     for is_bf16 in (False, True):
         x = rng.standard_normal((3, 128)).astype(np.float32)
         found[f"bits/lay_out_{is_bf16}"] = few_rows.lay_out(x, is_bf16)

@@ -16,14 +16,18 @@ out = linear.linear(np.ones((17, 3), np.float32), np.ones((5, 3), np.float32))
 assert (out == out[0, 0]).all()
 print(linear.__file__, out[0, 0], elementwise.gelu(np.zeros(1, np.float32))[0])
 """
-FIRST_KERNEL_PROGRAM = """
+SECONDS_PROGRAM = """
 import resource
+import numba
 import numpy as np
-from pg2ref.kernels import linear
-linear.linear_bf16(np.ones((1, 256), np.float32), np.ones((64, 256), np.uint16))
+{}
 usage = resource.getrusage(resource.RUSAGE_SELF)
 print(usage.ru_utime + usage.ru_stime)
 """
+FIRST_KERNEL_PROGRAM = SECONDS_PROGRAM.format("""
+from pg2ref.kernels import linear
+linear.linear_bf16(np.ones((1, 256), np.float32), np.ones((64, 256), np.uint16))
+""")
 LINE = "compiling kernels for this processor"
 
 
@@ -52,10 +56,11 @@ def test_a_changed_tile_is_compiled_anew_and_said_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource usage")
-def test_a_second_process_is_at_its_first_kernel_within_a_second(tmp_path: Path) -> None:
-    """In seconds of the processor, not of the clock: 0.45 of them, most for importing Numba and NumPy."""
+def test_a_second_process_is_soon_at_its_first_kernel(tmp_path: Path) -> None:
+    """In seconds of the processor, three times those of importing Numba alone: 1 where that takes a third of one."""
     variables = {"NUMBA_CACHE_DIR": str(tmp_path)}
     assert run(FIRST_KERNEL_PROGRAM, **variables)[1] == 1
     seconds, lines = run(FIRST_KERNEL_PROGRAM, **variables)
     assert lines == 0
-    assert float(seconds) < 1
+    alone, _ = run(SECONDS_PROGRAM.format(""), **variables)
+    assert float(seconds) < 3 * float(alone)

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from pg2ref.kernels.simd.cpu import Cpu
 from pg2ref.kernels.simd.products import INT8_QUADS
-from pg2ref.kernels.simd.vectors import F32, I16, I32, I64, Emitter
+from pg2ref.kernels.simd.vectors import F32, I16, I32, I64, Emitter, call_apart
 
 LANES = 16  # outputs in a block of the file
 GROUP = 32  # inputs that share a scale
@@ -31,7 +31,7 @@ def make_group_tile(cpu: Cpu, rows: int, vectors: int) -> Any:
     As in tile.py each output is one chain of additions, whatever the blocking.
     """
 
-    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def write(builder: Any, arguments: Any) -> None:
         x, x_stride, x_scales, corrections, g_stride, codes, scales, step, groups, *rest = arguments
         out, out_stride, fresh, bits = rest
         e = Emitter(builder, cpu, LANES)
@@ -39,21 +39,22 @@ def make_group_tile(cpu: Cpu, rows: int, vectors: int) -> Any:
         places = [place for row in e.rows(out, out_stride, rows) for place in e.rows(row, width, vectors)]
         sums = e.variables(rows * vectors)
         e.start_sums(sums, places, fresh)
-        inputs = [e.rows(base, stride, rows) for base, stride in ((x, x_stride), (corrections, g_stride))]
-        scale_rows = e.rows(x_scales, g_stride, rows)
+        bases, strides = (x, corrections, x_scales), (x_stride, g_stride, g_stride)
+        inputs = list(zip(*(e.rows(*of, rows) for of in zip(bases, strides, strict=True)), strict=True))
         scale_blocks = e.rows(scales, builder.mul(step, I64(2 * LANES)), vectors)
         with builder.if_else(builder.icmp_signed("==", bits, I64(8))) as branches:
             for branch, size in zip(branches, (8, 4), strict=True):
                 with branch:
-                    group_bytes = I64(GROUP * LANES * size // 8)
-                    blocks = e.rows(codes, builder.mul(step, group_bytes), vectors)
-                    with cgutils.for_range(builder, groups) as loop:
-                        offset = builder.mul(loop.index, group_bytes)
-                        words = zip(*(group_words(e, e.address(block, offset), size) for block in blocks), strict=True)
-                        products = group_products(e, words, vectors, *inputs, loop.index)
-                        add_scaled(e, sums, products, scale_blocks, scale_rows, loop.index)
+                    blocks = e.rows(codes, builder.mul(step, I64(GROUP * LANES * size // 8)), vectors)
+                    at_once = max(1, rows // INT8_QUADS.planes(size, cpu))  # whose sums fill the registers
+                    for r in range(0, rows, at_once):
+                        mine = sums[r * vectors : (r + at_once) * vectors]
+                        add_groups(e, mine, inputs[r : r + at_once], blocks, scale_blocks, groups, size)
         for total, place in zip(sums, places, strict=True):
             e.store(builder.load(total), place)
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        call_apart(builder, f"group_tile_{rows}_{vectors}", write, arguments)
         return _context.get_dummy_value()
 
     @intrinsic
@@ -65,23 +66,31 @@ def make_group_tile(cpu: Cpu, rows: int, vectors: int) -> Any:
     return tile
 
 
-def group_products(
-    e: Emitter, words: Any, vectors: int, x_rows: list[Any], correction_rows: list[Any], group: Any
-) -> list[Any]:
-    """The integer sums of one group: of each row, of each vector of outputs."""
-    builder, offset = e.builder, e.builder.mul(group, I64(GROUP))
-    totals = [e.variables(vectors, e.integers) for _ in x_rows]
-    for mine, row in zip(totals, correction_rows, strict=True):
-        correction = e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32))
-        for total in mine:
-            builder.store(correction, total)
-    for k, weights in enumerate(words):
-        parts = [INT8_QUADS.parts(e, weight, signed=False) for weight in weights]
-        for mine, row in zip(totals, x_rows, strict=True):
-            inputs = INT8_QUADS.parts(e, e.splat(e.load(e.address(row, offset, 4 * k), I32)))
-            for total, part in zip(mine, parts, strict=True):
-                builder.store(INT8_QUADS.add(e, builder.load(total), part, inputs), total)
-    return [builder.load(total) for mine in totals for total in mine]
+def add_groups(
+    e: Emitter, sums: list[Any], inputs: list[Any], blocks: list[Any], scale_blocks: list[Any], groups: Any, bits: int
+) -> None:
+    """Add the products of all groups to the sums of some rows. `inputs`: where codes, corrections and scales lie."""
+    with cgutils.for_range(e.builder, groups) as loop:
+        offset = e.builder.mul(loop.index, I64(GROUP * LANES * bits // 8))
+        products = group_products(e, [e.address(block, offset) for block in blocks], bits, inputs, loop.index)
+        add_scaled(e, sums, products, scale_blocks, [scales for _, _, scales in inputs], loop.index)
+
+
+def group_products(e: Emitter, codes: list[Any], bits: int, inputs: list[Any], group: Any) -> list[Any]:
+    """The integer sums of one group: of each row, of each vector of outputs, whose codes lie at `codes`."""
+    builder, planes, results = e.builder, range(INT8_QUADS.planes(bits, e.cpu)), []
+    corrections = [e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32)) for _, row, _ in inputs]
+    totals = [[[INT8_QUADS.start(e, correction) for _ in codes] for _ in planes] for correction in corrections]
+    for k, words in enumerate(zip(*(group_words(e, place, bits) for place in codes), strict=True)):
+        weights = [[INT8_QUADS.weights(e, word, plane) for word in words] for plane in planes]
+        for mine, (row, _, _) in zip(totals, inputs, strict=True):
+            numbers = e.splat(e.load(e.address(row, builder.mul(group, I64(GROUP)), 4 * k), I32))
+            for plane in planes:
+                pairs = zip(mine[plane], weights[plane], strict=True)
+                mine[plane] = [INT8_QUADS.add(e, total, weight, numbers) for total, weight in pairs]
+    for correction, mine in zip(corrections, totals, strict=True):
+        results += [INT8_QUADS.total(e, correction, list(sums)) for sums in zip(*mine, strict=True)]
+    return results
 
 
 def add_scaled(

@@ -7,7 +7,9 @@ int8 are exact in int32; a product of two bf16 and its addition are rounded once
 
 from typing import Any, Protocol
 
-from pg2ref.kernels.simd.cpu import IS_X86
+from llvmlite import ir
+
+from pg2ref.kernels.simd.cpu import IS_X86, Cpu
 from pg2ref.kernels.simd.vectors import F32, I32, Emitter
 
 Parts = tuple[Any, ...]
@@ -62,24 +64,39 @@ class Bf16Pairs:
 
 
 class Int8Quads:
-    """Four unsigned weights and four signed inputs a word, summed in int32 (VPDPBUSD)."""
+    """Four unsigned weights and four signed inputs a word, summed in int32 over a group (VPDPBUSD).
 
-    word = I32
+    Without the instruction a weight of eight bits is two of four, each in a plane with sums of its own. A product of
+    four bits and an int8 is so small that a group's sums fit an int16 lane: 16 * 15 * 128 = 30,720 < 2 ** 15.
+    """
 
-    def parts(self, e: Emitter, words: Any, *, signed: bool = True) -> Parts:
-        """The words where the instruction exists, else each byte widened to int32."""
+    def planes(self, bits: int, cpu: Cpu) -> int:
+        """How many products a word of codes needs."""
+        return 1 if cpu.int8_dot or bits == 4 else 2
+
+    def weights(self, e: Emitter, words: Any, plane: int) -> Any:
+        """The part of the codes that is multiplied in a plane."""
         if e.cpu.int8_dot:
-            return (words,)
-        shift_right = e.builder.ashr if signed else e.builder.lshr
-        return tuple(shift_right(e.builder.shl(words, e.integer(24 - 8 * byte)), e.integer(24)) for byte in range(4))
+            return words
+        return e.builder.and_(e.builder.lshr(words, e.integer(4 * plane)), e.integer(0x0F0F0F0F))
 
-    def add(self, e: Emitter, total: Any, weights: Parts, inputs: Parts) -> Any:
-        """Exact: 4 * 255 * 128 is far from what an int32 holds, and a group has 32 products."""
+    def start(self, e: Emitter, correction: Any) -> Any:
+        """What the sums of a plane begin with."""
+        return correction if e.cpu.int8_dot else ir.Constant(e.shorts, None)
+
+    def add(self, e: Emitter, total: Any, weights: Any, inputs: Any) -> Any:
+        """A plane's sums and the products of one word."""
         if e.cpu.int8_dot:
-            return e.call("llvm.x86.avx512.vpdpbusd.512", total, weights[0], inputs[0])
-        for weight, number in zip(weights, inputs, strict=True):
-            total = e.builder.add(total, e.builder.mul(weight, number))
-        return total
+            return e.call("llvm.x86.avx512.vpdpbusd.512", total, weights, inputs)
+        return e.add_shorts(total, e.multiply_bytes(weights, inputs))
+
+    def total(self, e: Emitter, correction: Any, planes: list[Any]) -> Any:
+        """The int32 sums of a group, of the sums of its planes."""
+        if e.cpu.int8_dot:
+            return planes[0]
+        for plane, sums in enumerate(planes):
+            correction = e.builder.add(correction, e.builder.shl(e.add_neighbours(sums), e.integer(4 * plane)))
+        return correction
 
 
 FLOAT32, BF16_PAIRS, INT8_QUADS = Float32(), Bf16Pairs(), Int8Quads()

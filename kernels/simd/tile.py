@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from pg2ref.kernels.simd.cpu import Cpu
 from pg2ref.kernels.simd.products import Product
-from pg2ref.kernels.simd.vectors import I64, Emitter
+from pg2ref.kernels.simd.vectors import I64, Emitter, call_apart
 
 VECTORS = 2  # of outputs in a tile
 
@@ -28,7 +28,7 @@ def make_tile(cpu: Cpu, product: Product, rows: int) -> Any:
     into several calls changes nothing.
     """
 
-    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def write(builder: Any, arguments: Any) -> None:
         x, x_stride, panel, panel_stride, steps, begin, begin_stride, out, out_stride = arguments
         e, width = Emitter(builder, cpu), 4 * cpu.lanes
         sums = e.variables(rows * VECTORS)
@@ -49,6 +49,9 @@ def make_tile(cpu: Cpu, product: Product, rows: int) -> Any:
         for r, row in enumerate(e.rows(out, out_stride, rows)):
             for v in range(VECTORS):
                 e.store(builder.load(sums[r * VECTORS + v]), e.address(row, v * width))
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        call_apart(builder, f"tile_{type(product).__name__}_{rows}", write, arguments)
         return _context.get_dummy_value()
 
     @intrinsic

@@ -10,8 +10,11 @@ from pg2ref.kernels.simd.cpu import Cpu
 from pg2ref.kernels.simd.vectors import I16, Emitter
 
 
-def make_transpose(cpu: Cpu, *, widened: bool) -> Any:
-    """`transpose(w, w_stride, panel, panel_stride)`: `lanes` rows of as many 32-bit words, or bf16 widened to them."""
+def make_transpose(cpu: Cpu, *, widened: bool, swapped: bool = False) -> Any:
+    """`transpose(w, w_stride, panel, panel_stride)`: `lanes` rows of as many 32-bit words, or bf16 widened to them.
+
+    `swapped`: of every two columns the second becomes the first row.
+    """
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         w, w_stride, panel, panel_stride = arguments
@@ -30,8 +33,8 @@ def make_transpose(cpu: Cpu, *, widened: bool) -> Any:
                     rows[r] = builder.shuffle_vector(low, high, ir.Constant(e.integers, first))
                     rows[r + half] = builder.shuffle_vector(low, high, ir.Constant(e.integers, second))
             half *= 2
-        for row, address in zip(rows, e.rows(panel, panel_stride, lanes), strict=True):
-            e.store(row, address)
+        for k, address in enumerate(e.rows(panel, panel_stride, lanes)):
+            e.store(rows[k ^ 1 if swapped else k], address)
         return _context.get_dummy_value()
 
     @intrinsic
