@@ -27,7 +27,7 @@ AHEAD = 6  # tokens
 def multiply_panel(x, x_stride, num_rows, panel, steps, zeros_P, out, out_stride, pairs):  # type: ignore[no-untyped-def]
     """A packed panel times some rows."""
     zeros, none = zeros_P.ctypes.data, NOTHING
-    multiply(x, x_stride, num_rows, panel, steps, zeros, none, out, out_stride, pairs, none, none, none)
+    multiply(x, x_stride, num_rows, panel, 1, steps, zeros, none, out, out_stride, pairs, none, none, none)
 
 
 @inlined

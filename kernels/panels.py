@@ -1,7 +1,8 @@
 """Many rows times a stored matrix (reading a prompt), at the speed of the multipliers.
 
-A panel of outputs is transposed, small enough for the nearest caches, and the register tile of simd/tile.py runs over
-all rows of x with it, while the weights of the next panel are fetched.
+Some panels of outputs are transposed, small enough for the nearest caches, and the register tile of simd/tile.py runs
+over all rows of x with them, while the weights of the next panels are fetched. Rows come from farther away, and more of
+them than the second cache holds come from there for each panel anew: so a tile's rows meet all panels at once.
 Every output is one chain of additions in the order of the inputs, whatever the number of threads and rows.
 """
 
@@ -30,12 +31,15 @@ from pg2ref.kernels.stored import Array, as_float32, bf16_bits, widened
 LANES = cpu().lanes
 PANEL = VECTORS * LANES  # outputs in a panel
 BLOCK = 576  # words of inputs in a panel: its 72 KB (AVX-512) and the rows they meet lie in the second cache
+TOGETHER = 128 // PANEL  # panels that rows meet at once
+UNITS = 8  # shares of the work for each thread, at least
 TILE_ROWS = 8 if cpu().registers == 32 else 6
-# What a word of a panel is. Float32 inputs meet a stored float32 or a widened bf16. Inputs rounded to bf16 meet two bf16
+# What a word of a panel is. Float32 inputs meet a stored float32 or a widened bf16. Those rounded to bf16 meet two bf16
 # or, where no instruction multiplies pairs, widened ones, each second before its first: so the tile of float32 does
 # what that of pairs does, in its order (simd/products.py), and takes no words apart. It needs a fused multiply-add.
 FLOATS, WIDENED, SWAPPED, PAIRS = 0, 1, 2, 3
 BF16_KIND = SWAPPED if cpu().fused and not cpu().bf16_dot else PAIRS
+PANEL_BYTES = BLOCK * PANEL * 4
 NOTHING = np.int64(0)
 
 tile_all, tile_four, tile_two, tile_one = (make_tile(cpu(), FLOAT32, rows) for rows in (TILE_ROWS, 4, 2, 1))
@@ -69,23 +73,41 @@ def multiply_tile(tile_rows, rows, x_stride, panel, steps, begin, begin_stride, 
 
 @inlined
 def multiply(
-    x, x_stride, num_rows, panel, steps, begin, begin_stride, out, out_stride, pairs, ahead, ahead_stride, ahead_bytes
+    x,
+    x_stride,
+    num_rows,
+    panel,
+    count,
+    steps,
+    begin,
+    begin_stride,
+    out,
+    out_stride,
+    pairs,
+    ahead,
+    ahead_stride,
+    ahead_bytes,
 ):  # type: ignore[no-untyped-def]
-    """One panel of outputs of all rows, in tiles of as many rows as the registers hold. Strides are in bytes.
+    """All rows times `count` panels, in tiles of as many rows as the registers hold. Strides are in bytes.
 
-    `begin`: as in simd/tile.py. `pairs`: words of two bf16. Meanwhile the weights of the next panel, PANEL rows of
+    `begin`: as in simd/tile.py. `pairs`: words of two bf16. Meanwhile the weights of the next panels, so many rows of
     `ahead_bytes`, come closer.
     """
-    t = 0
+    t, fetched = 0, 0
     while t < num_rows:
         left = num_rows - t
         tile_rows = TILE_ROWS if left >= TILE_ROWS else 4 if left >= 4 else 2 if left >= 2 else 1
-        if tile_rows == TILE_ROWS and t < PANEL * TILE_ROWS:
-            line = ahead + (t // TILE_ROWS) * ahead_stride
-            for offset in range(0, ahead_bytes, CACHE_LINE):
-                prefetch(line + offset)
         rows, ours, place = x + t * x_stride, begin + t * begin_stride, out + t * out_stride
-        multiply_tile(tile_rows, rows, x_stride, panel, steps, ours, begin_stride, place, out_stride, pairs)
+        for p in range(count):
+            if fetched < count * PANEL:
+                line = ahead + fetched * ahead_stride
+                for offset in range(0, ahead_bytes, CACHE_LINE):
+                    prefetch(line + offset)
+                fetched += 1
+            weights, right = panel + p * PANEL_BYTES, p * PANEL * 4
+            multiply_tile(
+                tile_rows, rows, x_stride, weights, steps, ours + right, begin_stride, place + right, out_stride, pairs
+            )
         t += tile_rows
 
 
@@ -112,91 +134,91 @@ def pack(w, w_stride, kind, outputs, panel, steps):  # type: ignore[no-untyped-d
 
 
 @inlined
-def multiply_stored(x, T, words, w, w_stride, kind, outputs, panel, begin_P, out, out_stride, next_w):  # type: ignore[no-untyped-def]
-    """A panel of `outputs` rows of weights at `w` times all rows of x, block after block; `next_w` comes after it."""
-    size, begin, begin_stride = np.int64(2 if kind in (WIDENED, SWAPPED) else 4), begin_P.ctypes.data, NOTHING
+def multiply_stored(x, T, words, w, w_stride, kind, outputs, panel_PWO, begin_O, out, out_stride, next_w):  # type: ignore[no-untyped-def]
+    """Panels of `outputs` rows of weights at `w` times all rows of x, block after block; `next_w` comes after them."""
+    size, begin, begin_stride = np.int64(2 if kind in (WIDENED, SWAPPED) else 4), begin_O.ctypes.data, NOTHING
+    panel, count = panel_PWO.ctypes.data, (outputs + PANEL - 1) // PANEL
     for start in range(0, words, BLOCK):
         steps = min(BLOCK, words - start)
-        pack(w + start * size, w_stride, kind, outputs, panel, steps)
+        for p in range(count):
+            rows, place = w + p * PANEL * w_stride + start * size, panel + p * PANEL_BYTES
+            pack(rows, w_stride, kind, min(PANEL, outputs - p * PANEL), place, steps)
         ahead, ahead_words = w + (start + BLOCK) * size, min(BLOCK, words - start - BLOCK)
         if ahead_words <= 0:
             ahead, ahead_words = next_w, min(BLOCK, words) if next_w else 0
         block, stride, pairs = x + start * T * 4, np.int64(BLOCK * 4), kind == PAIRS
-        ahead_bytes = ahead_words * size if outputs == PANEL else NOTHING
+        fetch = ahead_words * size if outputs % PANEL == 0 else NOTHING
         multiply(
-            block, stride, T, panel, steps, begin, begin_stride, out, out_stride, pairs, ahead, w_stride, ahead_bytes
+            block, stride, T, panel, count, steps, begin, begin_stride, out, out_stride, pairs, ahead, w_stride, fetch
         )
         begin, begin_stride = out, out_stride
 
 
 @kernel
-def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, threads):  # type: ignore[no-untyped-def]
+def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, together, threads):  # type: ignore[no-untyped-def]
     """out_TO = x_TD @ weights.T + bias; `blocks_BTW` holds x in blocks, `words` of them a row; `w` is an address.
 
-    No bias is one of no numbers. Threads take one panel of outputs after the other, so that a slow one takes fewer.
+    No bias is one of no numbers. Threads take some panels of outputs after others, so that a slow one takes fewer.
     """
     T, O = out_TO.shape  # noqa: E741 - the dimension key
-    panels, x = (O + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
-    counter = np.zeros(1, np.int64)
+    width, x, counter = together * PANEL, blocks_BTW.ctypes.data, np.zeros(1, np.int64)
+    units = (O + width - 1) // width
     for _thread in prange(threads):
         control = flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
-        panel, begin_P = np.zeros((BLOCK, PANEL), np.float32), np.zeros(PANEL, np.float32)
-        edge_TP = np.zeros((T if O % PANEL else 1, PANEL), np.float32)
+        panel_PWO, begin_O = np.zeros((together, BLOCK, PANEL), np.float32), np.zeros(width, np.float32)
+        edge_TO = np.zeros((T if O % width else 1, width), np.float32)
         index = take(counter.ctypes.data)
-        while index < panels:
+        while index < units:
             following = take(counter.ctypes.data)
-            o = index * PANEL
-            outputs = min(PANEL, O - o)
+            o = index * width
+            outputs = min(width, O - o)
             # a tile writes whole panels; the last one may not be whole
-            whole = outputs == PANEL
-            place = out_TO.ctypes.data + o * 4 if whole else edge_TP.ctypes.data
-            stride = np.int64(O * 4 if whole else PANEL * 4)
+            whole = outputs % PANEL == 0
+            place = out_TO.ctypes.data + o * 4 if whole else edge_TO.ctypes.data
+            stride = np.int64(O * 4 if whole else width * 4)
             if bias_O.size:
-                begin_P[:outputs] = bias_O[o : o + outputs]
-            next_w = w + following * PANEL * w_stride if (following + 1) * PANEL <= O else NOTHING
+                begin_O[:outputs] = bias_O[o : o + outputs]
+            next_w = w + following * width * w_stride if (following + 1) * width <= O else NOTHING
             ours = w + o * w_stride
-            multiply_stored(
-                x, T, words, ours, w_stride, kind, outputs, panel.ctypes.data, begin_P, place, stride, next_w
-            )
+            multiply_stored(x, T, words, ours, w_stride, kind, outputs, panel_PWO, begin_O, place, stride, next_w)
             if not whole:
-                out_TO[:, o:] = edge_TP[:, :outputs]
+                out_TO[:, o:] = edge_TO[:, :outputs]
             index = following
         restore_control(control)
-        panel[0, 0], begin_P[0] = 0, 0  # an array is freed after its last use, and an address is none: here they live
+        panel_PWO[0, 0, 0], begin_O[0] = 0, 0  # an array is freed after its last use, and an address is none
     counter[0] = blocks_BTW[0, 0, 0]
 
 
 @kernel
-def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, threads):  # type: ignore[no-untyped-def]
-    """out_TF = gelu(x_TD @ gate.T) * (x_TD @ up.T), panel by panel, so that neither product leaves the caches."""
+def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, together, threads):  # type: ignore[no-untyped-def]
+    """out_TF = gelu(x_TD @ gate.T) * (x_TD @ up.T), some panels at a time: neither product leaves the caches."""
     T, F = out_TF.shape
-    panels, x = (F + PANEL - 1) // PANEL, blocks_BTW.ctypes.data
-    counter = np.zeros(1, np.int64)
+    width, x, counter = together * PANEL, blocks_BTW.ctypes.data, np.zeros(1, np.int64)
+    units = (F + width - 1) // width
     for _thread in prange(threads):
         control = flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
-        panel, zeros_P = np.zeros((BLOCK, PANEL), np.float32), np.zeros(PANEL, np.float32)
-        gate_TP, up_TP = np.zeros((T, PANEL), np.float32), np.zeros((T, PANEL), np.float32)
-        index = take(counter.ctypes.data)
-        stride = np.int64(PANEL * 4)
-        while index < panels:
+        panel_PWO, zeros_O = np.zeros((together, BLOCK, PANEL), np.float32), np.zeros(width, np.float32)
+        gate_TO, up_TO = np.zeros((T, width), np.float32), np.zeros((T, width), np.float32)
+        index, stride = take(counter.ctypes.data), np.int64(width * 4)
+        while index < units:
             following = take(counter.ctypes.data)
-            f = index * PANEL
-            outputs, ours = min(PANEL, F - f), f * w_stride
-            next_w = gate + following * PANEL * w_stride if (following + 1) * PANEL <= F else NOTHING
-            place, our_gate, our_up = panel.ctypes.data, gate + ours, up + ours
-            out = gate_TP.ctypes.data
-            multiply_stored(x, T, words, our_gate, w_stride, kind, outputs, place, zeros_P, out, stride, our_up)
-            out = up_TP.ctypes.data
-            multiply_stored(x, T, words, our_up, w_stride, kind, outputs, place, zeros_P, out, stride, next_w)
+            f = index * width
+            outputs, ours = min(width, F - f), f * w_stride
+            next_w = gate + following * width * w_stride if (following + 1) * width <= F else NOTHING
+            our_gate, our_up = gate + ours, up + ours
+            out = gate_TO.ctypes.data
+            multiply_stored(x, T, words, our_gate, w_stride, kind, outputs, panel_PWO, zeros_O, out, stride, our_up)
+            out = up_TO.ctypes.data
+            multiply_stored(x, T, words, our_up, w_stride, kind, outputs, panel_PWO, zeros_O, out, stride, next_w)
             flush_denormals(np.int64(0))
             for t in range(T):
-                gates, ups, results = gate_TP[t], up_TP[t], out_TF[t, f : f + outputs]
+                gates, ups, results = gate_TO[t], up_TO[t], out_TF[t, f : f + outputs]
                 for c in range(results.size):
                     results[c] = gelu_float32(gates[c]) * ups[c]
             flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
             index = following
         restore_control(control)
-        panel[0, 0], zeros_P[0] = 0, 0  # an array is freed after its last use, and an address is none: here they live
+        panel_PWO[0, 0, 0], zeros_O[0] = 0, 0  # an array is freed after its last use, and an address is none
     counter[0] = blocks_BTW[0, 0, 0]
 
 
@@ -258,18 +280,24 @@ def cut_in_blocks(x_TD: Array, kind: int) -> tuple[Array, int]:
     return blocks_BTW, words
 
 
+def panels_together(outputs: int, threads: int) -> int:
+    """Panels that rows meet at once: fewer where threads would wait for the last of them."""
+    return min(TOGETHER, max(1, outputs // (PANEL * UNITS * threads)))
+
+
 def linear_rows(blocks_BTW: Array, words: int, weight_OD: Array, bias_O: Array | None, kind: int) -> Array:
     """Rows cut in blocks times one matrix."""
-    out_TO = empty((blocks_BTW.shape[1], weight_OD.shape[0]))
+    (outputs, _), stride, threads = weight_OD.shape, weight_OD.strides[0], num_threads()
+    out_TO, together = empty((blocks_BTW.shape[1], outputs)), panels_together(outputs, threads)
     bias_O = np.zeros(0, np.float32) if bias_O is None else np.require(widened(bias_O), requirements="CAW")
-    stride = weight_OD.strides[0]
-    many_rows(blocks_BTW, words, weight_OD.ctypes.data, stride, kind, bias_O, out_TO, num_threads())
+    many_rows(blocks_BTW, words, weight_OD.ctypes.data, stride, kind, bias_O, out_TO, together, threads)
     return out_TO
 
 
 def gated_linear_rows(blocks_BTW: Array, words: int, gate_FD: Array, up_FD: Array, kind: int) -> Array:
     """Rows cut in blocks, through GeGLU."""
-    out_TF = empty((blocks_BTW.shape[1], gate_FD.shape[0]))
-    stride = gate_FD.strides[0]
-    gated_rows(blocks_BTW, words, gate_FD.ctypes.data, up_FD.ctypes.data, stride, kind, out_TF, num_threads())
+    (outputs, _), stride, threads = gate_FD.shape, gate_FD.strides[0], num_threads()
+    out_TF, together = empty((blocks_BTW.shape[1], outputs)), panels_together(outputs, threads)
+    gate, up = gate_FD.ctypes.data, up_FD.ctypes.data
+    gated_rows(blocks_BTW, words, gate, up, stride, kind, out_TF, together, threads)
     return out_TF
