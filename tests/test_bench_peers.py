@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from peer_table import BARS, BEGIN, END, Bar, Row, Side, markdown_table, plain_table, replace_block
+from peer_table import BARS, Bar, Row, Side, markdown_table, plain_table, replace_block
 
+BEGIN, END = "<!-- bench:begin avx2 -->", "<!-- bench:end avx2 -->"
 OWN, PEER = Side("pg2ref bf16", [3.0, 1.0, 2.0], "ms"), Side("Transformers bf16", [4000.0, 8000.0, 5000.0], "ms")
 RATIO = Row("decode bf16", OWN, PEER)
 ALONE = Row("anonymous memory", Side("pg2ref bf16", [401.0], "MB"), note="peak")
@@ -50,22 +51,24 @@ def test_the_markdown_table_has_as_many_cells_in_each_row() -> None:
     assert rows[2] == "| decode bf16 | 2.0 ms | Transformers bf16 | 5,000 ms | 0.00 |"
 
 
-def test_the_block_alone_is_replaced() -> None:
-    text = f"before\n{BEGIN}\nold\nold too\n{END}\nafter {{1}} \\1\n"
-    replaced = replace_block(text, r"new \1")
-    assert replaced == f"before\n{BEGIN}\nnew \\1\n{END}\nafter {{1}} \\1\n"
-    assert replace_block(replaced, "newer").count(BEGIN) == 1
+def test_the_block_of_the_path_alone_is_replaced() -> None:
+    text = f"before\n{BEGIN}\nold\nold too\n{END}\nafter {{1}} \\1\n{BEGIN.replace('avx2', 'generic')}\n"
+    replaced = replace_block(text, r"new \1", "avx2")
+    assert replaced == text.replace("old\nold too", "new \\1")
+    assert replace_block(replaced, "newer", "avx2").count(BEGIN) == 1
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"])
 def test_a_readme_without_its_marks_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected one <!-- bench:begin -->"):
-        replace_block(text, "new")
+    with pytest.raises(ValueError, match="expected one <!-- bench:begin avx2 -->"):
+        replace_block(text, "new", "avx2")
 
 
-def test_the_readme_has_the_marks() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert replace_block(readme, "")
+@pytest.mark.parametrize("folder", ["", "kernels"])
+def test_the_readme_has_the_marks(folder: str) -> None:
+    readme = (Path(__file__).parent.parent / folder / "README.md").read_text(encoding="utf-8")
+    for path in ("avx512_bf16", "avx2"):
+        assert replace_block(readme, "", path)
 
 
 def test_a_folder_is_known_by_what_it_holds(small_folder: Path) -> None:

@@ -7,7 +7,6 @@ import kernel_ladder
 import numpy as np
 import pytest
 from closeness import BOUNDS, assert_close
-from peer_table import replace_block
 
 from pg2ref.benchmark.report import Limit
 
@@ -64,5 +63,4 @@ def test_a_limit_is_measured_before_each_rung(rungs: list[kernel_ladder.Rung]) -
 
 def test_the_readme_has_a_row_for_each_rung(rungs: list[kernel_ladder.Rung]) -> None:
     text = README.read_text(encoding="utf-8")
-    assert replace_block(text, "")
-    assert [rung.name for rung in rungs if f"| {rung.name} | `{rung.place}` |" not in text] == []
+    assert [rung.name for rung in rungs if text.count(f"| {rung.name} | `{rung.place}` |") != 2] == []  # of two paths

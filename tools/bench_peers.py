@@ -33,6 +33,7 @@ from watched_process import run
 from pg2ref.benchmark.measure import DEFAULT_PROMPT, synthetic_image
 from pg2ref.benchmark.report import cpu_name
 from pg2ref.checkpoint.loader import load_checkpoint
+from pg2ref.kernels.machine_limits import path_name
 from pg2ref.outputs.result import versions
 from pg2ref.published import PUBLISHED
 
@@ -238,8 +239,8 @@ def describe(folders: Folders, threads: int, repeat: int) -> str:
     size = next((name for name, known in PUBLISHED.items() if known == config), "a size of its own")
     own = versions()
     return (
-        f"{cpu_name()}, {threads} threads on each side, PaliGemma 2 {size}, medians of {repeat} runs that take turns; "
-        f"Numba {own['numba']}, Python {own['python']}."
+        f"{cpu_name()}, path `{path_name()}`, {threads} threads on each side, PaliGemma 2 {size}, medians of {repeat} "
+        f"runs that take turns; Numba {own['numba']}, Python {own['python']}."
     )
 
 
@@ -259,7 +260,11 @@ def say(text: str) -> None:
 )
 @click.option("--bars", is_flag=True, help="Say of each measure whether it meets its bar.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Every run as JSON.")
-@click.option("--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Put the table there.")
+@click.option(
+    "--readme",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Put the table there, between the marks of this processor's path.",
+)
 def main(
     folder: tuple[Path, ...],
     repeat: int,
@@ -275,7 +280,7 @@ def main(
     folders = sort_folders(folder)
     text = readme.read_text(encoding="utf-8") if readme else ""
     if readme:
-        peer_table.replace_block(text, "")  # raises before anything is measured
+        peer_table.replace_block(text, "", path_name())  # raises before anything is measured
     count = str(threads)
     environment = os.environ | {"OMP_NUM_THREADS": count, "NUMBA_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}
     rows = [
@@ -290,7 +295,7 @@ def main(
         write_whole(output, json.dumps(content | {"rows": [row.to_dict(judged) for row in rows]}, indent=1) + "\n")
     if readme:
         block = peer_table.markdown_table(rows, describe(folders, threads, repeat))
-        write_whole(readme, peer_table.replace_block(text, block))
+        write_whole(readme, peer_table.replace_block(text, block, path_name()))
 
 
 def write_whole(path: Path, text: str) -> None:

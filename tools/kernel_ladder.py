@@ -23,6 +23,7 @@ from pg2ref.benchmark.measure import Machine, seconds_of
 from pg2ref.benchmark.report import cpu_name
 from pg2ref.kernels import linear, quantized
 from pg2ref.kernels.compiling import FASTMATH
+from pg2ref.kernels.machine_limits import path_name
 from pg2ref.kernels.stored import as_float32
 from pg2ref.quantized import quantize_matrix
 
@@ -152,17 +153,21 @@ def markdown(found: list[Found], machine: Machine, repeat: int) -> str:
 
 @click.command()
 @click.option("--repeat", type=click.IntRange(min=1), default=7, show_default=True, help="Repetitions of each rung.")
-@click.option("--readme", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Put the table there.")
+@click.option(
+    "--readme",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Put the table there, between the marks of this processor's path.",
+)
 def main(repeat: int, readme: Path | None) -> None:
     """Measure the ladder and print it as a table."""
     text = readme.read_text(encoding="utf-8") if readme else ""
     if readme:
-        peer_table.replace_block(text, "")  # raises before anything is measured
+        peer_table.replace_block(text, "", path_name())  # raises before anything is measured
     machine = Machine()
     block = markdown(climb(make_rungs(), machine, repeat), machine, repeat)
     click.echo(block)
     if readme:
-        write_whole(readme, peer_table.replace_block(text, block))
+        write_whole(readme, peer_table.replace_block(text, block, path_name()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+BEGIN, END = "<!-- bench:begin {} -->", "<!-- bench:end {} -->"  # a table for each path of the kernels
 
 
 class Side(NamedTuple):
@@ -103,13 +103,14 @@ def markdown_table(rows: Iterable[Row], heading: str) -> str:
     return "\n".join(lines)
 
 
-def replace_block(text: str, block: str) -> str:
-    """The README's text with another block between the marks.
+def replace_block(text: str, block: str, path: str) -> str:
+    """The README's text with another block between the marks of a processor's path.
 
     Raises:
         ValueError: the marks do not stand there once each, in order.
     """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", flags=re.DOTALL)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or not pattern.search(text):
-        raise ValueError(f"expected one {BEGIN} and one {END} after it; put them where the table should stand")
-    return pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", text)
+    begin, end = BEGIN.format(path), END.format(path)
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", flags=re.DOTALL)
+    if text.count(begin) != 1 or text.count(end) != 1 or not pattern.search(text):
+        raise ValueError(f"expected one {begin} and one {end} after it; put them where the table should stand")
+    return pattern.sub(lambda _: f"{begin}\n{block}\n{end}", text)
