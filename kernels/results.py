@@ -67,13 +67,17 @@ POOL = Pool()
 class Lease:
     """What an array refers to as the owner of its memory; gives it back at the end."""
 
+    slab: Array | None
+
     def __init__(self, pool: Pool, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
-        self.pool, self.slab = pool, pool.take(size)
+        self.pool, self.slab = pool, None  # for `__del__`, should there be no memory
+        self.slab = pool.take(size)
         data = (self.slab.ctypes.data, False)
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": data}
 
     def __del__(self) -> None:
-        self.pool.give_back(self.slab)
+        if self.slab is not None:
+            self.pool.give_back(self.slab)
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32, pool: Pool = POOL) -> Array:

@@ -14,8 +14,8 @@ import pg2ref
 from pg2ref.adapters.identity import are_same, identify, listed
 from pg2ref.checkpoint.loader import load_checkpoint
 from pg2ref.checkpoint.tensor_table import expected_shapes
-from pg2ref.parity.adapters_used import adapters_apart
 from pg2ref.parity.records import Record, open_record
+from pg2ref.parity.runs_apart import adapters_apart
 
 SCENE = Path(__file__).parent / "data" / "scene.png"
 
@@ -59,7 +59,7 @@ def test_compare_says_which_run_had_adapters(run: Run, lora: Path, plain: Path, 
     said = f"REFERENCE was run with {listed([identify(lora)])}, OTHER with none"
     assert ran.code == 1
     assert f"other adapters: {said}" in ran.out.splitlines()
-    assert json.loads(run("compare", tuned, plain, "--json").out)["adapters_apart"] == said
+    assert json.loads(run("compare", tuned, plain, "--json").out)["runs_apart"] == f"other adapters: {said}"
 
 
 def test_the_same_adapter_in_another_folder_is_the_same(

@@ -74,6 +74,14 @@ def test_a_bug_that_changes_nothing_is_said_to(run: Run, small_folder: Path, tmp
     assert "This model and input are the same with it and without." in found.out
 
 
+@pytest.mark.parametrize("name", ["no-window", "layers-swapped"])
+def test_a_bug_that_shows_in_steps_alone_is_no_bug_without_effect(run: Run, small_folder: Path, name: str) -> None:
+    found = run("break", museum.SCENE, "--bug", name, "-m", small_folder, *FAST)
+    assert "This model and input are the same" not in found.out
+    assert "first change: step_001/text/layer_0" in found.out
+    assert len(found.out.split("likeliest, right | broken\n")[1].splitlines()) == 4
+
+
 def test_a_bug_of_the_prompt_changes_its_shape(small_folder: Path) -> None:
     right = prepare_run(pg2ref.load(small_folder, backend="numpy"), [museum.SCENE], "caption en")
     effect = effect_of(BUGS["missing-bos"], right, 2)

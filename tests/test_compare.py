@@ -431,6 +431,50 @@ def test_assert_trace_close(tmp_path: Path, right: tuple[Run, Record]) -> None:
         assert_trace_close({"x": np.ones(3)}, path)
 
 
+def test_what_numpy_makes_an_array_of_is_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "golden.npz", **{"text/layer_00/out": np.ones(3), "logits": np.ones(3)})
+    assert assert_trace_close({"logits": [1.0, 1.0, 1.0]}, tmp_path / "golden.npz").is_close
+    with pytest.raises(UsageError, match=r"logits: expected an array, got list \(.*\): convert it to float32 in NumPy"):
+        assert_trace_close({"logits": [[1.0], [1.0, 2.0]]}, tmp_path / "golden.npz")
+
+
+def test_what_is_required_has_to_be_there(tmp_path: Path) -> None:
+    np.savez(tmp_path / "golden.npz", **{"text/layer_00/out": np.ones(3), "logits": np.ones(3)})
+    port = {"logits": np.ones(3)}
+    assert assert_trace_close(port, tmp_path / "golden.npz", required="^logits$").is_close
+    for required, message in [
+        ("out$|logits", "OTHER lacks 1 of 2 required stages, text/layer_00/out among them"),
+        ("out/", "has no such stage, expected such as text/layer_00/out, logits"),
+        ("(", "expected a regular expression"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            assert_trace_close(port, tmp_path / "golden.npz", required=required)
+
+
+def test_float16_is_not_judged_by_the_noise_of_float32(rng: np.random.Generator) -> None:
+    exact = rng.standard_normal((3, 4))
+    records = [Record("x", {}, {"logits": plain_stage(exact.astype(kind))}) for kind in (np.float64, np.float16)]
+    with pytest.raises(UsageError, match="x holds float16, for whose noise there is no floor: give --precision bf16"):
+        compare(*records)
+    assert compare(*records, precision="bf16").is_close
+    assert compare(*records, tolerance=1e-3).is_close
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"config": '{"text": {"a": 1, "b": [2]}}'}, "another model: 'text.b' is [1] in REFERENCE, [2] in OTHER"),
+        ({"answer_ids": "[7, 8, 9]"}, "another answer: token 2 is 5 in REFERENCE, 8 in OTHER"),
+        ({"config": "{", "answer_ids": "7"}, None),
+        ({}, None),
+    ],
+)
+def test_runs_of_another_model_or_answer_are_told_apart(facts: Mapping[str, str], said: str | None) -> None:
+    ours = {"config": '{"text": {"a": 1, "b": [1]}}', "answer_ids": "[7, 5]"}
+    stages = {"logits": plain_stage(np.ones((2, 3)))}
+    assert compare(Record("a", ours, stages), Record("b", facts, stages)).runs_apart == said
+
+
 def test_a_name_that_the_reference_lacks_is_refused(tmp_path: Path) -> None:
     """Or a test with a slip in a name would pass for ever, of what it does not look at."""
     np.savez(tmp_path / "golden.npz", **{"text/layer_00/out": np.ones(3), "logits": np.ones(3)})

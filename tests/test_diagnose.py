@@ -1,5 +1,6 @@
 """Every bug of the museum is named from what a model with it computed, and errors of another kind are not."""
 
+import json
 from collections.abc import Callable
 
 import museum
@@ -148,6 +149,40 @@ def test_steps_of_decoding_are_rows_of_the_answer(truth: Run) -> None:
     for name in ("window-too-large", "window-too-small", "no-window", "cap-after-mask", "rope-interleaved"):
         stages = museum.stages_in_steps(BUGS[name].inject(run))
         assert diagnose(truth, museum.record_of(stages)).names == (name,)
+
+
+@pytest.mark.parametrize("order", ["alphabet", "backwards"])
+def test_names_may_come_in_any_order(truth: Run, order: str) -> None:
+    """A folder lists them by the alphabet, where steps come before the prompt and the tenth before the second."""
+    run = museum.make_run(np.float32)
+    for name, names in (("missing-final-cap", ("missing-final-cap",)), ("window-too-large", ("window-too-large",))):
+        record = museum.record_of(museum.stages_in_steps(BUGS[name].inject(run)))
+        stages = dict(sorted(record.stages.items(), reverse=order == "backwards"))
+        assert list(stages) != list(record.stages)
+        assert diagnose(truth, Record("other", record.facts, stages)).names == names
+        joined = diagnose_module.joined_stages(Record("other", {}, stages))
+        for stage, array in diagnose_module.joined_stages(record).items():
+            np.testing.assert_array_equal(joined[stage], array)
+
+
+def test_the_number_of_a_step_counts() -> None:
+    assert [diagnose_module.step_of(name) for name in ("step_012/logits", "step_x/logits", "logits", "step_1")] == [
+        12,
+        0,
+        0,
+        0,
+    ]
+    stages = {f"step_{step}/out": Stage((1, 1), "f32", lambda step=step: np.full((1, 1), step)) for step in (10, 9)}
+    stages["out"] = Stage((1, 1), "f32", lambda: np.zeros((1, 1)))
+    assert diagnose_module.joined_stages(Record("other", {}, stages))["out"].ravel().tolist() == [0, 9, 10]
+
+
+def test_json_of_a_diagnosis_has_no_infinity(truth: Run) -> None:
+    stages = museum.stages_of(museum.make_run(np.float32))
+    stages["text/layer_01/out"] = stages["text/layer_01/out"] * np.float32(np.nan)
+    found = diagnose(truth, museum.record_of(stages))
+    assert any(cause.error == np.inf for cause in found.causes)
+    assert '"error": null' in json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_heads_may_lie_side_by_side(truth: Run) -> None:

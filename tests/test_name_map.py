@@ -313,7 +313,6 @@ def test_two_arrays_cannot_be_one_stage(tmp_path: Path) -> None:
         (np.ones((2, 5, 7)), "axes = 2"),
         (np.ones(7), "axes = 2"),
         (np.ones((3, 1, 5, 7)), "axes = 2\nimages = true"),
-        (np.ones((5, 7)), "axes = 2\ntranspose = [0, 2]"),
         (np.ones((5, 7)), "axes = 2\ntranspose = [0]"),
         (np.ones((3, 2, 5, 7)), "axes = 2\nstacked = 'layer'"),
         (np.float32(1), "axes = 2\nstacked = 'layer'"),
@@ -335,7 +334,14 @@ def test_an_array_that_does_not_fit_is_named(tmp_path: Path, array: Array, optio
         ("[[array]]\nmatch = '('", "match is no regular expression"),
         ("[[array]]\nmatch = 'a'\nstage = 'text/layer_{layer:02d}/out'", "which match has no group for"),
         ("[[array]]\nmatch = 'a'\nstage = 'text/{0}'", "which match has no group for"),
-        ("[[array]]\nmatch = 'a'\nstage = '{'", "which match has no group for"),
+        ("[[array]]\nmatch = 'a'\nstage = '{'", "write {layer} or {layer:02d}"),
+        ("[[array]]\nmatch = '(?P<n>.)'\nstage = '{n:99999999d}'", "expected {n} or {n:02d}"),
+        ("[[array]]\nmatch = '(?P<n>.)'\nstage = '{n!r}'", "expected {n} or {n:02d}"),
+        ("[[array]]\nmatch = '(?P<n>.)'\nstage = '{n.real}'", "which match has no group for"),
+        ("[[array]]\nmatch = 'a'\naxes = -1", "axes = -1, transpose = None: expected a number, and each axis once"),
+        ("[[array]]\nmatch = 'a'\ntranspose = [0, 2]", "transpose = [0, 2]: expected a number, and each axis once"),
+        ("[[array]]\nmatch = 'a'\ntranspose = [0, 0]", "transpose = [0, 0]: expected a number, and each axis once"),
+        ("abuot = 'x'\n[[array]]\nmatch = 'a'", "'abuot': expected `about` and [[array]] tables"),
         ("[[array]]\nmatch = 'a'\ngoes_into = 'layer'", "goes_into = 'layer' is no group of match"),
         ("[[array]]\nmatch = 'a'\naxes = '2'", "axes = '2', expected match (str)"),
         ("[[array]]\nmatch = 'a'\naxes = true", "axes = True, expected match (str)"),
@@ -352,6 +358,14 @@ def test_a_group_that_is_no_number_is_refused(tmp_path: Path) -> None:
     name_map = own_map(tmp_path, "[[array]]\nmatch = 'a(?P<n>.)'\nstage = 'text/layer_{n:02d}/out'\naxes = 2\n")
     with pytest.raises(UsageError, match="n = 'x' of ax is no whole number"):
         rename("dump", {"ax": np.ones((1, 2))}, {}, name_map)
+
+
+def test_nothing_goes_into_the_first_layer_from_before(tmp_path: Path) -> None:
+    rule = "match = 'a(?P<n>.)'\nstage = 'text/layer_{n:02d}/out'\naxes = 2\ngoes_into = 'n'"
+    name_map = own_map(tmp_path, f"[[array]]\n{rule}\n")
+    assert list(rename("dump", {"a1": np.ones((1, 2))}, {}, name_map).stages) == ["text/layer_00/out"]
+    with pytest.raises(UsageError, match="a0 goes into the first n: correct the match"):
+        rename("dump", {"a0": np.ones((1, 2))}, {}, name_map)
 
 
 def test_an_unknown_map_is_refused() -> None:

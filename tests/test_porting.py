@@ -136,9 +136,16 @@ def test_the_built_in_model_has_an_entry(place: Path) -> None:
     }
 
 
-def test_the_ci_of_the_page_runs_its_own_commands() -> None:
+def test_the_ci_of_the_page_runs_its_own_commands(place: Path) -> None:
+    """What it requires is in the kit, and a record of pixels alone has not got it."""
     (workflow,) = re.findall(r"```yaml\n(.*?)\n```", PAGE, flags=re.DOTALL)
-    assert re.findall(r"- run: (.*)", workflow) == ["pip install pg2ref", PORT, COMPARE]
+    install, port, compare = re.findall(r"- run: (.*)", workflow)
+    assert (install, port) == ("pip install pg2ref", PORT)
+    assert compare.startswith(f"{COMPARE} --require ")
+    golden = COMPARE.split()[2]
+    assert run(compare.replace(" stages ", f" {golden} "), place).returncode == 0
+    np.savez(place / "pixels.npz", pixel_values=np.zeros(3))
+    assert run(compare.replace(" stages ", " pixels.npz "), place).returncode == 2
 
 
 def test_the_page_names_stages_that_exist(place: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import pg2ref
 from pg2ref.arrays import Array, f32_to_bf16
+from pg2ref.checkpoint.safetensors_file import read_tensors
 from pg2ref.checkpoint.safetensors_writer import Planned, new_tensor_file
 from pg2ref.config import PaliGemmaConfig
 from pg2ref.errors import InputError, Pg2RefError, UsageError
@@ -19,7 +21,7 @@ from pg2ref.parity import summary, trace_file
 from pg2ref.parity.records import open_record
 from pg2ref.parity.streamed_file import PAGE
 from pg2ref.parity.summary import SAMPLES, Summary
-from pg2ref.parity.trace_file import FullWriter, Point, StatsWriter
+from pg2ref.parity.trace_file import FORMAT, NUMBERS, FullWriter, Point, StatsWriter
 from pg2ref.published import PUBLISHED
 from pg2ref.recording.run_trace import RunTrace
 
@@ -299,6 +301,54 @@ def test_a_summary_comes_back(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 # A run.
+
+
+NUMBER_OF = {"minimum": 0, "maximum": 1, "mean": 2, "std": 3, "norm": 4, "nans": 5, "infinities": 6}
+
+
+@pytest.mark.parametrize(
+    ("which", "value"),
+    [
+        *((which, np.nan) for which in NUMBER_OF),
+        *((which, np.inf) for which in NUMBER_OF),
+        ("norm", -1.0),
+        ("std", -1.0),
+        ("minimum", 1e9),
+        ("nans", -3.0),
+        ("nans", 0.5),
+        ("infinities", 1e9),
+    ],
+)
+def test_statistics_of_no_array_are_refused(tmp_path: Path, which: str, value: float) -> None:
+    """NaN is neither larger nor smaller than an error: it would pass for equal."""
+    path = tmp_path / "stats"
+    writer = StatsWriter(path, lambda _: True)
+    writer("logits", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.finish({}, np.arange(3))
+    file = read_tensors(path)
+    assert open_record(path).stages["logits"].summary is not None
+    tensors = {name: np.array(tensor) for name, tensor in file.tensors.items()}
+    tensors[NUMBERS][0, NUMBER_OF[which]] = value
+    save_file(tensors, path, dict(file.metadata))
+    with pytest.raises(InputError, match="lacks or garbles the statistics of logits: record it again"):
+        open_record(path)
+
+
+@pytest.mark.parametrize("floor", ["Infinity", "NaN", "-1", "[1]", '"x"', "null", "true"])
+def test_a_floor_that_is_none_is_refused(tmp_path: Path, floor: str) -> None:
+    """One without end would pass anything."""
+    points = f'[{{"name": "logits", "shape": [3], "type": "f32", "floor": {{"f32": {floor}}}}}]'
+    tensors = {"logits": np.ones(3, np.float32), trace_file.IDS: np.arange(2)}
+    save_file(tensors, tmp_path / "x", {"format": FORMAT, "mode": "full", "points": points})
+    with pytest.raises(InputError, match=r"lacks or garbles a noise floor, .*: record it again"):
+        open_record(tmp_path / "x")
+
+
+def test_a_floor_without_end_is_not_written(tmp_path: Path) -> None:
+    with FullWriter(tmp_path / "x", lambda _: True, 1) as writer:
+        writer("logits", np.zeros(3, np.float32))
+        writer.finish({}, np.arange(2), {"logits": {"f32": np.inf, "bf16": 0.5}})
+    assert open_record(tmp_path / "x").stages["logits"].floors == {"bf16": 0.5}
 
 
 def test_a_trace_of_the_api_is_saved_with_its_facts(small_folder: Path, tmp_path: Path) -> None:

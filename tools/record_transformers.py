@@ -1,5 +1,6 @@
-"""Records Transformers' PaliGemma 2 in this project's trace format, by hooks, without a change to the model.
+r"""Records Transformers' PaliGemma 2 in this project's trace format, by hooks, without a change to the model.
 
+\b
     python tools/record_transformers.py /data/paligemma2-3b-mix-224 photo.jpg --dtype bf16 -o theirs.safetensors
     pg2ref trace photo.jpg -m /data/paligemma2-3b-mix-224 --with-floor -o truth.safetensors
     pg2ref compare truth.safetensors theirs.safetensors

@@ -41,6 +41,12 @@ HEAD = (
     type=click.Choice(["f32", "bf16"]),
     help="OTHER's arithmetic, whose noise is allowed for. Default: what OTHER says, or what its numbers look like.",
 )
+@click.option(
+    "--require",
+    "required",
+    metavar="REGEX",
+    help="Stages of REFERENCE that OTHER has to have, or nothing is compared: a misnamed stage is judged by nobody.",
+)
 @click.option("--tolerance", type=float, help="Allow this relative error at each stage, instead of the noise floor's.")
 @model_option
 @adapter_option
@@ -60,6 +66,7 @@ def command(
     other: Path,
     map_name: str | None,
     precision: str | None,
+    required: str | None,
     tolerance: float | None,
     isolate: bool,
     name: str | None,
@@ -85,7 +92,7 @@ def command(
     pg2ref compare truth.safetensors run.safetensors
     pg2ref compare truth.safetensors port.npz --map port.toml -m ./mix
     pg2ref compare truth.safetensors dump/ --map transformers --isolate -m ./mix
-    pg2ref compare golden.safetensors port.safetensors --json
+    pg2ref compare golden.safetensors port.safetensors --require "/out$|logits" --json
     """
     if isolate:
         required_model(name)
@@ -100,7 +107,7 @@ def command(
 
         expected = open_record(reference)
         found = open_record(other, load_map(map_name) if map_name else None)
-        comparison = compare(expected, found, precision=precision, tolerance=tolerance)
+        comparison = compare(expected, found, precision=precision, tolerance=tolerance, required=required)
         diagnosis = None
         if name is not None:
             run = run_of(name, adapters, images, expected, found, is_needed=isolate or not comparison.is_close)
@@ -111,7 +118,7 @@ def command(
             diagnosis = diagnose_without_model(expected, found, precision=comparison.precision)
     if as_json:
         diagnosed = {"diagnosis": diagnosis.to_dict()} if diagnosis else {}
-        click.echo(json.dumps({"schema": SCHEMA, **comparison.to_dict(), **diagnosed}))
+        click.echo(json.dumps({"schema": SCHEMA, **comparison.to_dict(), **diagnosed}, allow_nan=False))
     else:
         print_table(comparison, show_all)
         if diagnosis:
@@ -133,11 +140,12 @@ def run_of(
     from pg2ref.api import load
     from pg2ref.inputs.image import read_image
     from pg2ref.parity.adapters_used import check_adapters
-    from pg2ref.parity.replay import run_behind
+    from pg2ref.parity.replay import check_model, run_behind
 
     pictures = [read_image(image) for image in images]
     check_adapters(expected, adapters)
     numbers = load(name, precision="f64", adapters=adapters).numbers
+    check_model(numbers, expected)
     return run_behind(numbers, expected, found, pictures) if is_needed else None
 
 
@@ -236,8 +244,8 @@ def summary(comparison: "Comparison") -> Iterator[str]:
         yield f"noise ratio: median {sorted(ratios)[len(ratios) // 2]:.2f}, largest {max(ratios):.2f}"
     else:
         yield "REFERENCE has no noise floor, so a fixed error is allowed: record it with --with-floor"
-    if comparison.adapters_apart:
-        yield f"other adapters: {comparison.adapters_apart}"
+    if comparison.runs_apart:
+        yield comparison.runs_apart
     if comparison.missing:
         yield f"not in OTHER: {len(comparison.missing)} stages, {', '.join(comparison.missing[:3])} among them"
     if comparison.extra:
@@ -253,7 +261,11 @@ def summary(comparison: "Comparison") -> Iterator[str]:
 def how_it_diverges(stage: "StageComparison") -> str:
     """Why a stage is not close."""
     if stage.nrmse is None:
-        return f"shape {list(stage.other_shape)}, expected {list(stage.shape)}"
+        batch = stage.other_shape == (1, *stage.shape)
+        hint = ": leave out the batch axis, or let --map drop it" if batch else ""
+        return f"shape {list(stage.other_shape)}, expected {list(stage.shape)}{hint}"
+    if stage.stage == "input/ids":
+        return f"other tokens, at position {stage.worst and stage.worst[0]} among others"
     if stage.verdict == "not finite":
         return "NaN or infinity"
     return f"error {stage.nrmse:.3g}, allowed {stage.limit:.3g}"

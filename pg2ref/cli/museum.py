@@ -133,11 +133,12 @@ def print_effect(bug: "Bug", effect: "Effect", model: "Model") -> None:
     click.echo(f"right:  {text_of(effect.right_ids, model)!r}")
     click.echo(f"broken: {text_of(effect.broken_ids, model)!r}")
     first = effect.first_change
-    if first is None:
+    if first is None and effect.right_ids == effect.broken_ids and not any(place.max_change for place in effect.places):
         click.echo("This model and input are the same with it and without.")
         return
-    size = "another shape" if first.nrmse is None else f"relative change {first.nrmse:.2g}"
-    click.echo(f"first change: {first.stage}, {size}")
+    if first is not None:
+        size = "another shape" if first.nrmse is None else f"relative change {first.nrmse:.2g}"
+        click.echo(f"first change: {first.stage}, {size}")
     click.echo(f"\n{'KL':>9} {'max change':>10}  likeliest, right | broken")
     for place in effect.places:
         right, broken = (

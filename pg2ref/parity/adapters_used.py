@@ -1,4 +1,4 @@
-"""Which adapters the runs of two records had: stages that diverge mean little where these differ."""
+"""Which adapters the run of a record had."""
 
 import json
 from collections.abc import Sequence
@@ -13,18 +13,10 @@ def adapters_used(record: Record) -> list[Identity] | None:
     """What a trace says of its adapters; None where nothing is said, as by dumps of ports."""
     try:
         adapters = json.loads(record.facts["model"])["adapters"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     is_list = isinstance(adapters, list) and all(isinstance(one, dict) for one in adapters)
     return adapters if is_list else None
-
-
-def adapters_apart(reference: Record, other: Record) -> str | None:
-    """How the adapters of two runs differ; None where they do not, or where one of both says nothing."""
-    expected, found = adapters_used(reference), adapters_used(other)
-    if expected is None or found is None or are_same(expected, found):
-        return None
-    return f"REFERENCE was run with {listed(expected)}, OTHER with {listed(found)}"
 
 
 def check_adapters(reference: Record, folders: Sequence[str | Path]) -> None:

@@ -6,6 +6,7 @@ stages. What is named first is the first stage in the order of computation that 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -14,9 +15,9 @@ import numpy as np
 
 from pg2ref.arrays import Array
 from pg2ref.errors import InputError, UsageError
-from pg2ref.parity.adapters_used import adapters_apart
 from pg2ref.parity.difference import FRACTION_BITS, Difference, measure, share_beyond
 from pg2ref.parity.records import Record, Stage
+from pg2ref.parity.runs_apart import runs_apart
 from pg2ref.parity.summary import measure_summaries, samples_of, summarize, with_same_samples
 from pg2ref.parity.trace_file import IDS
 
@@ -78,7 +79,7 @@ class Comparison:
     stages: tuple[StageComparison, ...]
     missing: tuple[str, ...]  # stages of the reference that OTHER lacks
     extra: tuple[str, ...]  # of OTHER, that the reference lacks
-    adapters_apart: str | None = None  # how the adapters of both runs differ, where both say which they had
+    runs_apart: str | None = None  # how the runs differ in model, adapters or answer, where both say what they had
     isolated: tuple[StageComparison, ...] = ()  # isolate.py: each block of the reference fed with OTHER's own input
 
     @property
@@ -103,7 +104,12 @@ class Comparison:
 
 @np.errstate(over="ignore", invalid="ignore")  # OTHER's numbers may be beyond all bounds: the verdict says so
 def compare(
-    reference: Record, other: Record, *, precision: str | None = None, tolerance: float | None = None
+    reference: Record,
+    other: Record,
+    *,
+    precision: str | None = None,
+    tolerance: float | None = None,
+    required: str | None = None,
 ) -> Comparison:
     """Compare the stages that both have.
 
@@ -112,13 +118,16 @@ def compare(
         other: what is to be judged.
         precision: `f32` or `bf16`: OTHER's arithmetic; by default what it says of itself, or how its numbers look.
         tolerance: the NRMSE to allow at each stage, instead of a multiple of the noise floor.
+        required: a regular expression; stages of the reference in whose names it is found OTHER has to have.
 
     Raises:
         InputError: they have no stage in common.
-        UsageError: there is no such precision, or none that could be told; or a tolerance below zero.
+        UsageError: there is no such precision, or none that could be told; or a tolerance below zero; or OTHER lacks
+            a stage that is required.
     """
     if tolerance is not None and not tolerance >= 0:
         raise UsageError(f"tolerance {tolerance}: expected a relative error, 0 or more: give 0.01, say")
+    check_required(reference, other, required)
     shared = [name for name in reference.stages if name in other.stages]
     if not any(name != IDS for name in shared):
         raise InputError(
@@ -140,8 +149,27 @@ def compare(
         ),
         missing=tuple(name for name in reference.stages if name not in other.stages),
         extra=tuple(name for name in other.stages if name not in reference.stages),
-        adapters_apart=adapters_apart(reference, other),
+        runs_apart=runs_apart(reference, other),
     )
+
+
+def check_required(reference: Record, other: Record, required: str | None) -> None:
+    """Refuse a record that lacks what has to be there: of a stage that nobody looks at nobody can say it is right."""
+    if required is None:
+        return
+    try:
+        wanted = [name for name in reference.stages if re.search(required, name)]
+    except re.error as error:
+        raise UsageError(f"required {required!r}: expected a regular expression ({error})") from None
+    if not wanted:
+        raise UsageError(
+            f"required {required!r}: {reference.name} has no such stage, expected such as {_some(reference)}"
+        )
+    if lacking := [name for name in wanted if name not in other.stages]:
+        raise UsageError(
+            f"{other.name} lacks {len(lacking)} of {len(wanted)} required stages, {', '.join(lacking[:3])} among them: "
+            "record them, under these names"
+        )
 
 
 def compare_stage(
@@ -221,6 +249,11 @@ def precision_of(record: Record) -> str:
     if said := record.facts.get("precision"):
         return "f32" if said == "f64" else said
     floats = [stage for name, stage in record.stages.items() if stage.type in FRACTION_BITS and "pixel" not in name]
+    if any(stage.type == "f16" for stage in floats):
+        raise UsageError(
+            f"{record.name} holds float16, for whose noise there is no floor: give --precision bf16, which allows more "
+            "than float16 needs, or --tolerance"
+        )
     if any(stage.type == "bf16" for stage in floats):
         return "bf16"
     looked_at = [samples_of(stage.read()) for stage in floats if stage.summary is None]

@@ -8,6 +8,7 @@ next. Then the walk goes on with the named bug injected, which finds the second 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -29,6 +30,7 @@ from pg2ref.parity.trace_file import IDS
 ROUNDING = {"f32": 1e-5, "bf16": 2.5e-2}
 ONE_LEVEL = 1.2e-2  # of 255: a port that resizes as a bug does still rounds, truncates or keeps fractions as it likes
 BETTER = 4.0  # times nearer to OTHER than the right model has a bug to be, so that rounding alone never decides
+STEP = re.compile(r"step_(\d{1,9})/")
 MOST_UNKNOWN = 3  # blocks that nothing explains: more of them say nothing new
 LAST_ROWS = ("text/final_norm", "logits_before_cap", "logits")  # recorded of the last rows alone, mostly
 
@@ -62,8 +64,11 @@ class Diagnosis:
         return tuple(cause.bug or "unknown" for cause in self.causes)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no infinity: null there."""
+        whole = asdict(self)
+        for cause in whole["causes"]:
+            cause |= {key: None for key in ("error", "left") if cause[key] and not math.isfinite(cause[key])}
+        return whole
 
 
 def diagnose(
@@ -82,7 +87,7 @@ def diagnose(
         UsageError: OTHER holds summaries alone, or has no stage of the model's.
     """
     stages = joined_stages(other)
-    in_steps = any(name.startswith("step_") for name in other.stages)
+    in_steps = any(map(step_of, other.stages))
     run = run._replace(answer_ids=run.answer_ids[: answer_rows(run, other, stages)], in_steps=in_steps)
     segments = segments_of(blocks(run), stages)
     if not segments:
@@ -105,13 +110,15 @@ def diagnose(
 def joined_stages(other: Record) -> dict[str, Array]:
     """Stages that are there in full, rows of decoding steps behind those of the prompt, without attention weights.
 
-    A single number is no stage: every one of them has rows.
+    A single number is no stage: every one of them has rows. A folder and most files list names by the alphabet, so the
+    order of steps is that of their numbers.
     """
     stages: dict[str, Array] = {}
-    for name, stage in other.stages.items():
+    for name in sorted(other.stages, key=step_of):
+        stage = other.stages[name]
         if stage.summary is not None or not stage.shape:
             continue
-        if not name.startswith("step_"):
+        if not step_of(name):
             stages[name] = stage.read()
             continue
         base = name.partition("/")[2]
@@ -122,9 +129,15 @@ def joined_stages(other: Record) -> dict[str, Array]:
     return stages
 
 
+def step_of(name: str) -> int:
+    """The number of the decoding step that a stage is of, 0 for the prompt."""
+    step = STEP.match(name)
+    return int(step[1]) if step else 0
+
+
 def answer_rows(run: Run, other: Record, stages: Mapping[str, Array]) -> int:
     """How many tokens behind the prompt OTHER has read."""
-    steps = {name.partition("/")[0] for name in other.stages if name.startswith("step_")}
+    steps = {step_of(name) for name in other.stages} - {0}
     if steps:
         return len(steps)
     if len(stages.get("logits", ())) == 1:  # the place behind the prompt

@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True)
 class StageChange:
-    """A stage of reading image and prompt; `nrmse` is None where the bug changes its shape."""
+    """The first stage that a bug changes; `nrmse` is None where the bug changes its shape."""
 
     stage: str
     nrmse: float | None
@@ -72,9 +72,8 @@ def effect_of(bug: Bug, run: Run, max_new_tokens: int) -> Effect:
 
 
 def is_compared(stage: str) -> bool:
-    """The pixels, queries and the end of each block; not those of later tokens."""
-    ends = stage.endswith(("/out", "/query", "embeddings", "norm", "pixel_values")) and not stage.startswith("step_")
-    return ends or stage == "logits"
+    """The pixels, queries, logits and the end of each block, of later tokens too: some bugs show in them alone."""
+    return stage.endswith(("/out", "/query", "embeddings", "norm", "pixel_values", "logits"))
 
 
 def first_change(right: Trace, broken: Trace) -> StageChange | None:

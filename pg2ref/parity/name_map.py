@@ -16,6 +16,7 @@ out what it matches.
 """
 
 import re
+import string
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from pg2ref.arrays import Array
-from pg2ref.errors import UsageError
+from pg2ref.errors import UsageError, brief
 
 SHIPPED = ("transformers", "big_vision", "mlx")
 FIELDS: Mapping[str, type] = {
@@ -81,6 +82,8 @@ class NameMap:
             numbers[group] = int(text)
         if entry.goes_into is not None:
             numbers[entry.goes_into] -= 1
+            if numbers[entry.goes_into] < 0:
+                raise UsageError(f"map {self.name}: {name} goes into the first {entry.goes_into}: correct the match")
         of_layers = [(numbers, array)]
         if entry.stacked is not None:
             of_layers = [({**numbers, entry.stacked: layer}, one) for layer, one in enumerate(np.atleast_1d(array))]
@@ -119,10 +122,27 @@ def load_map(name: str) -> NameMap:
         raise UsageError(f"map {name!r} is none of {', '.join(SHIPPED)}, and no file: name one of these") from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UsageError(f"map {name}: no valid TOML ({error}): correct it") from None
+    if strange := set(table) - {"about", "array"}:
+        raise UsageError(f"map {name}: {brief(min(strange))}: expected `about` and [[array]] tables: correct the name")
     entries = table.get("array")
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"map {name}: expected [[array]] tables, got {sorted(table)}: add one for each kind of array")
     return NameMap(name, tuple(_entry(name, number, fields) for number, fields in enumerate(entries, 1)))
+
+
+def check_stage(where: str, stage: str, groups: set[str]) -> None:
+    """Refuse a name to be filled in that wants more than numbers of the match, {layer} or {layer:02d}."""
+    try:
+        wanted = list(string.Formatter().parse(stage))
+    except ValueError as error:
+        raise UsageError(f"{where}: stage = {stage!r}: {error}: write {{layer}} or {{layer:02d}}") from None
+    for _, group, form, conversion in wanted:
+        if group is None:
+            continue
+        if group not in groups:
+            raise UsageError(f"{where}: stage wants {group!r}, which match has no group for: add (?P<name>...)")
+        if conversion or not re.fullmatch(r"(0\dd)?", form or ""):
+            raise UsageError(f"{where}: stage = {stage!r}: expected {{{group}}} or {{{group}:02d}}")
 
 
 def _entry(name: str, number: int, fields: Any) -> Entry:
@@ -136,19 +156,18 @@ def _entry(name: str, number: int, fields: Any) -> Entry:
             raise UsageError(f"{where}: {field} = {value!r}, expected {kinds}")
     try:
         pattern = re.compile(fields["match"])
-        filled_in = dict.fromkeys([*pattern.groupindex, str(fields.get("stacked"))], 0)
-        fields.get("stage", "").format(**filled_in)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"{where}: match is no regular expression ({error})") from None
-    except (KeyError, IndexError, ValueError) as error:
-        raise UsageError(f"{where}: stage wants {error}, which match has no group for: add (?P<name>...)") from None
+    check_stage(where, fields.get("stage", ""), {*pattern.groupindex, str(fields.get("stacked"))})
     if fields.get("goes_into") not in (None, *pattern.groupindex):
         raise UsageError(f"{where}: goes_into = {fields['goes_into']!r} is no group of match: add (?P<name>...)")
-    transpose = fields.get("transpose")
+    transpose, axes = fields.get("transpose"), fields.get("axes")
+    if (axes or 0) < 0 or sorted(transpose or []) != list(range(len(transpose or []))):
+        raise UsageError(f"{where}: axes = {axes}, transpose = {transpose}: expected a number, and each axis once")
     return Entry(
         match=pattern,
         stage=fields.get("stage"),
-        axes=fields.get("axes"),
+        axes=axes,
         images=fields.get("images", False),
         transpose=None if transpose is None else tuple(transpose),
         stacked=fields.get("stacked"),

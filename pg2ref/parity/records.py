@@ -17,9 +17,9 @@ import numpy as np
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.npz import Archive, map_content, open_archive, read_content, read_header
 from pg2ref.checkpoint.safetensors_file import STORED_NAMES, TensorFile, read_tensors
-from pg2ref.errors import CheckpointError, InputError, brief
+from pg2ref.errors import CheckpointError, InputError, UsageError, brief, shown_name
 from pg2ref.parity.name_map import NameMap
-from pg2ref.parity.summary import Summary
+from pg2ref.parity.summary import SAMPLES, Summary
 from pg2ref.parity.trace_file import FORMAT, IDS, NUMBERS, SAMPLED, TYPES
 
 
@@ -60,9 +60,11 @@ def open_record(path: Path, name_map: NameMap | None = None) -> Record:
         return rename(path, stored_in_npz(path), {}, name_map)
     file = read_safetensors(path)
     if file.metadata.get("format") == FORMAT:
+        if name_map is not None:
+            raise UsageError(f"{path}: a trace has our names already: leave out the map")
         return trace_record(file)
     if file.metadata.get("format", "").startswith("pg2ref-trace/"):
-        raise InputError(f"{path}: {file.metadata['format']}, this version reads {FORMAT}: record it again")
+        raise InputError(f"{path}: {shown_name(file.metadata['format'])}, this version reads {FORMAT}: record it again")
     return rename(path, file.tensors, file.metadata, name_map)
 
 
@@ -71,7 +73,8 @@ def read_safetensors(path: Path) -> TensorFile:
     try:
         return read_tensors(path)
     except CheckpointError as error:
-        raise InputError(f"{error} (as a record it may be a trace, an npz, a safetensors file or a folder)") from None
+        told = str(error).replace("download it again", "record it again")  # as nobody downloads a trace
+        raise InputError(f"{told} (as a record it may be a trace, an npz, a safetensors file or a folder)") from None
 
 
 def trace_record(file: TensorFile) -> Record:
@@ -81,13 +84,17 @@ def trace_record(file: TensorFile) -> Record:
         is_full = file.metadata["mode"] == "full"
         stages = {IDS: plain_stage(file.tensors[IDS])}
         for row, point in enumerate(points):
-            floors = point.get("floor", {})
+            floors = valid_floors(point.get("floor", {}))
+            if not isinstance(point["name"], str):
+                raise ValueError(f"a name, {brief(point['name'])}")
             if is_full:
                 stages[point["name"]] = plain_stage(file.tensors[point["name"]], floors)
             else:
                 stages[point["name"]] = stats_stage(file, row, point, floors)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{file.path}: says {FORMAT}, but lacks or garbles {error}: record it again") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{file.path}: says {FORMAT}, but lacks or garbles {shown_name(str(error))}: record it again"
+        ) from None
     facts = {name: value for name, value in file.metadata.items() if name != "points"}
     return Record(str(file.path), facts, stages)
 
@@ -149,7 +156,9 @@ def rename(path: Path | str, stored: Stored, facts: Mapping[str, str], name_map:
     for name, array in stored.items():
         for stage, one in [(name, array)] if name_map is None else name_map.apply(name, array):
             if stage in stages:
-                raise InputError(f"{path}: {brief(name)} is a second {stage}: leave one of them out, or change the map")
+                raise InputError(
+                    f"{path}: {brief(name)} is a second {shown_name(stage)}: leave one of them out, or change the map"
+                )
             stages[stage] = plain_stage(one, name=name)
     return Record(str(path), facts, stages)
 
@@ -170,9 +179,30 @@ def plain_stage(array: Array, floors: Mapping[str, float] = {}, name: str = "") 
 
 
 def stats_stage(file: TensorFile, row: int, point: Mapping[str, Any], floors: Mapping[str, float]) -> Stage:
-    """A stage of which there is a summary."""
-    shape = tuple(point["shape"])
-    samples = file.tensors[SAMPLED][row, : math.prod(shape)]  # rows of smaller stages are filled up
-    minimum, maximum, mean, std, norm, nans, infinities = file.tensors[NUMBERS][row].tolist()
+    """A stage of which there is a summary.
+
+    Raises:
+        ValueError: it is that of no array, and nothing could be told from it.
+    """
+    name, shape, kind = point["name"], tuple(point["shape"]), point["type"]
+    if kind not in TYPES.values() or not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"shape and type of {name}")
+    size = math.prod(shape)
+    samples = file.tensors[SAMPLED][row, : min(size, SAMPLES)]  # rows of smaller stages are filled up
+    numbers = file.tensors[NUMBERS][row].tolist()
+    minimum, maximum, mean, std, norm, nans, infinities = numbers
+    in_order = minimum <= maximum and std >= 0 and norm >= 0
+    are_counts = all(one.is_integer() and 0 <= one <= size < 2**63 for one in (nans, infinities))
+    if not (all(map(math.isfinite, numbers)) and in_order and are_counts):
+        raise ValueError(f"the statistics of {name}")
     summary = Summary(minimum, maximum, mean, std, norm, int(nans), int(infinities), samples)
-    return Stage(shape, point["type"], lambda: samples, summary, floors)
+    return Stage(shape, kind, lambda: samples, summary, floors)
+
+
+def valid_floors(floors: Any) -> Mapping[str, float]:
+    """The noise floors of a stage as they stand in a file. One without end would allow any error."""
+    if not isinstance(floors, dict) or not all(
+        type(one) in (int, float) and 0 <= one < math.inf for one in floors.values()
+    ):
+        raise ValueError(f"a noise floor, {brief(floors)}")
+    return floors

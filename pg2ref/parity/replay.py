@@ -2,18 +2,19 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pg2ref.arrays import Array, widen
-from pg2ref.errors import InputError, UsageError
+from pg2ref.errors import InputError, UsageError, brief
 from pg2ref.inputs.image import Picture, pixel_values
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.parity.bugs.run import Run
 from pg2ref.parity.difference import F64
 from pg2ref.parity.records import Record
 from pg2ref.parity.trace_file import IDS
+from pg2ref.policy import RESIZE_POLICIES, WINDOW_POLICIES
 
 
 def run_behind(model: PaliGemma, reference: Record, other: Record, pictures: Sequence[Picture] = ()) -> Run:
@@ -31,11 +32,8 @@ def run_behind(model: PaliGemma, reference: Record, other: Record, pictures: Seq
         InputError: the reference contradicts itself.
         UsageError: the model is another, or nobody has the ids or the pixels in full.
     """
-    facts = {name: _fact(reference, name) for name in ("policy", "config")}
-    if facts["config"] and facts["config"] != json.loads(json.dumps(asdict(model.config))):
-        name = (_fact(reference, "model") or {}).get("id")
-        raise UsageError(f"{reference.name} was recorded from another model: give the one it names, {name}")
-    policy = facts["policy"] or {"window": model.window_policy, "resize": "bicubic"}
+    check_model(model, reference)
+    policy = _fact(reference, "policy", is_policy) or {"window": model.window_policy, "resize": "bicubic"}
     ids = next((record.stages[IDS].read() for record in (reference, other) if IDS in record.stages), None)
     pixels = _pixels(reference)
     if not pixels and pictures:
@@ -49,20 +47,49 @@ def run_behind(model: PaliGemma, reference: Record, other: Record, pictures: Seq
         )
     model = model._replace(window_policy=policy["window"])
     answer_ids = _answer_ids(other) or _answer_ids(reference)
+    if max(answer_ids, default=0) >= model.config.text.vocab_size:
+        raise InputError(f"answer_ids has {max(answer_ids)}, beyond the model's vocabulary: record it again")
     return Run(model, tuple(pixels), tuple(ids.tolist()), answer_ids, pictures=tuple(pictures))
 
 
-def _fact(record: Record, name: str) -> Any:
+def check_model(model: PaliGemma, reference: Record) -> None:
+    """Refuse a model with another config than the reference names.
+
+    Raises:
+        InputError: the reference garbles what it names.
+        UsageError: the model is another.
+    """
+    config = _fact(reference, "config", lambda value: isinstance(value, dict))
+    if config and config != json.loads(json.dumps(asdict(model.config))):
+        name = (_fact(reference, "model", lambda value: isinstance(value, dict)) or {}).get("id")
+        raise UsageError(f"{reference.name} was recorded from another model: give the one it names, {brief(name)}")
+
+
+def _fact(record: Record, name: str, is_valid: Callable[[Any], bool]) -> Any:
     try:
-        return json.loads(record.facts[name]) if name in record.facts else None
-    except ValueError:
+        value = json.loads(record.facts[name]) if name in record.facts else None
+    except (ValueError, RecursionError):
         raise InputError(f"{record.name}: {name} is no JSON: record it again") from None
+    if value is not None and not is_valid(value):
+        raise InputError(f"{record.name}: {name} is {brief(value)}, which no trace says: record it again")
+    return value
+
+
+def is_ids(value: Any) -> bool:
+    """Whether a value of JSON is a list of token ids."""
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
+
+
+def is_policy(value: Any) -> bool:
+    """Whether it names the choices of a run."""
+    is_known = isinstance(value, dict) and {"window", "resize"} <= value.keys()
+    return is_known and value["window"] in WINDOW_POLICIES and value["resize"] in RESIZE_POLICIES
 
 
 def _answer_ids(record: Record) -> tuple[int, ...]:
     """The tokens that its steps have read: another model's own answer may be another."""
     steps = {name.partition("/")[0] for name in record.stages if name.startswith("step_")}
-    return tuple((_fact(record, "answer_ids") or [])[: len(steps)])
+    return tuple((_fact(record, "answer_ids", is_ids) or [])[: len(steps)])
 
 
 def _pixels(record: Record) -> list[Array]:

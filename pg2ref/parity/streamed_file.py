@@ -31,7 +31,6 @@ class StreamedFile:
     """
 
     def __init__(self, path: Path, start: int) -> None:
-        self._file, self._is_past_cache = open_past_cache(path)
         self._place, self._filled = start, 0  # of the block that is being filled
         self._free: Queue[Array] = Queue()
         self._full: Queue[tuple[int, Array] | None] = Queue()
@@ -42,6 +41,7 @@ class StreamedFile:
         self._block = self._free.get()
         self._opened, self._waited = time.monotonic(), 0.0
         self._error: Exception | None = None
+        self._file, self._is_past_cache = open_past_cache(path)  # last: what fails before leaves no file
         self._thread = Thread(target=self._write_full, name="StreamedFile", daemon=True)
         self._thread.start()
 
@@ -112,9 +112,9 @@ class StreamedFile:
         if self._is_past_cache:
             import fcntl  # Linux has it
 
-            self._is_past_cache = False
             flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~PAST_CACHE)
+            self._is_past_cache = False  # afterwards: where it is so, the system refuses nothing any more
 
     def _check(self) -> None:
         if self._error is not None:

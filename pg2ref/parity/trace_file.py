@@ -60,9 +60,8 @@ class Point(NamedTuple):
             "step": int(step[1]) if step else 0,
             "layer": int(layer[1]) if layer else None,
         }
-        return described | (
-            {"floor": {name: float(f"{floor:.4g}") for name, floor in floors.items()}} if floors else {}
-        )
+        kept = {name: float(f"{floor:.4g}") for name, floor in floors.items() if math.isfinite(floor)}
+        return described | ({"floor": kept} if kept else {})  # errors of zeros are infinite multiples: no yardstick
 
 
 def describe_points(points: list[Point], floors: Mapping[str, Floors]) -> str:
@@ -96,7 +95,7 @@ class FullWriter:
         self._room += -(LENGTH_BYTES + self._room) % PAGE
         self._entries: dict[str, dict[str, Any]] = {}
         self._end = 0
-        self._unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+        self._unfinished = path.with_name(f"{path.name}.{os.getpid()}-{id(self):x}.part")  # of this writer alone
 
     def __enter__(self) -> "FullWriter":
         self._file = StreamedFile(self._unfinished, LENGTH_BYTES + self._room)

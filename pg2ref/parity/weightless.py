@@ -15,7 +15,7 @@ import numpy as np
 from pg2ref.adapted import adapted_rows
 from pg2ref.arrays import Array, widen
 from pg2ref.config import Gemma2Config, PaliGemmaConfig, SiglipConfig
-from pg2ref.errors import UsageError
+from pg2ref.errors import Pg2RefError
 from pg2ref.model import gemma2, rope
 from pg2ref.model.backend import REFERENCE
 from pg2ref.model.gemma2 import DecoderLayer, Gemma2Params
@@ -45,12 +45,12 @@ def diagnose_without_model(reference: Record, other: Record, *, precision: str =
     stages = joined_stages(reference)
     if "config" not in reference.facts or not {"pixel_values", f"text/{_layer(0)}/out"} <= stages.keys():
         return None
-    pieces = pieces_of(stages, joined_stages(other))
-    run = run_behind(model_behind(reference, stages), reference, other)
     try:
+        pieces = pieces_of(stages, joined_stages(other))
+        run = run_behind(model_behind(reference, stages), reference, other)
         return diagnose(run, other, precision=precision, blocks=pieces)
-    except (UsageError, ValueError):  # OTHER has nothing in full, or arrays of other shapes than the model's
-        return None
+    except (Pg2RefError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None  # OTHER has nothing in full, or other shapes than the model's; or the reference garbles its facts
 
 
 def model_behind(reference: Record, stages: Stages) -> PaliGemma:

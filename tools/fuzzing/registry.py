@@ -11,6 +11,7 @@ from fuzzing import (
     npz_inputs,
     row_inputs,
     safetensors_inputs,
+    trace_inputs,
 )
 from fuzzing.target import Target
 
@@ -23,5 +24,6 @@ MODULES = (
     big_vision_inputs,
     row_inputs,
     adapter_inputs,
+    trace_inputs,
 )
 TARGETS: Mapping[str, Target] = {target.name: target for module in MODULES for target in module.TARGETS}
