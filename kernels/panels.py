@@ -73,25 +73,12 @@ def multiply_tile(tile_rows, rows, x_stride, panel, steps, begin, begin_stride, 
 
 @inlined
 def multiply(
-    x,
-    x_stride,
-    num_rows,
-    panel,
-    count,
-    steps,
-    begin,
-    begin_stride,
-    out,
-    out_stride,
-    pairs,
-    ahead,
-    ahead_stride,
-    ahead_bytes,
+    x, x_stride, num_rows, panel, count, steps, begin, begin_stride, out, out_stride, pairs, next_w, w_stride, fetch
 ):  # type: ignore[no-untyped-def]
     """All rows times `count` panels, in tiles of as many rows as the registers hold. Strides are in bytes.
 
-    `begin`: as in simd/tile.py. `pairs`: words of two bf16. Meanwhile the weights of the next panels, so many rows of
-    `ahead_bytes`, come closer.
+    `begin`: as in simd/tile.py. `pairs`: words of two bf16. Meanwhile the weights of the next panels at `next_w`, as
+    many rows of `fetch` bytes, come closer.
     """
     t, fetched = 0, 0
     while t < num_rows:
@@ -100,8 +87,8 @@ def multiply(
         rows, ours, place = x + t * x_stride, begin + t * begin_stride, out + t * out_stride
         for p in range(count):
             if fetched < count * PANEL:
-                line = ahead + fetched * ahead_stride
-                for offset in range(0, ahead_bytes, CACHE_LINE):
+                line = next_w + fetched * w_stride
+                for offset in range(0, fetch, CACHE_LINE):
                     prefetch(line + offset)
                 fetched += 1
             weights, right = panel + p * PANEL_BYTES, p * PANEL * 4
