@@ -28,6 +28,7 @@ import peer_table
 from peer_runtimes import BF16, F32
 from peer_table import BARS, Row, Side
 from PIL import Image
+from tool_help import help_of
 from watched_process import run
 
 from pg2ref.benchmark.measure import DEFAULT_PROMPT, synthetic_image
@@ -249,7 +250,7 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.argument("folder", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--repeat", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--new-tokens", default=8, show_default=True, type=click.IntRange(1), help="Decoded in each repetition.")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 import transformers_stages
+from tool_help import help_of
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "pg2ref" / "parity" / "README.md"
@@ -98,7 +99,7 @@ def put(text: str, name: str, lines: Iterator[str]) -> str:
     return re.sub(pattern, lambda _: "\n".join(lines) + "\n", text)
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 def main() -> None:
     """Compute, then write."""
     transformers.logging.set_verbosity_error()

@@ -28,6 +28,7 @@ from typing import Any
 import click
 from fuzzing.registry import TARGETS
 from fuzzing.trial import Tally, fault, make_input, run_trials, try_input
+from tool_help import help_of
 
 SLACK_BYTES = 1 << 28  # address space beside the bound: libraries that are loaded late
 PER_PROCESS = 10_000  # inputs: what a process leaks stays small, and a fault is saved soon
@@ -136,7 +137,7 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.option("-n", "--count", default=1000, show_default=True, help="Inputs for each reader.")
 @click.option(
     "--only", multiple=True, type=click.Choice(list(TARGETS)), help="This reader; may be given several times."

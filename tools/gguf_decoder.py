@@ -16,6 +16,7 @@ import click
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
+from tool_help import help_of
 
 from pg2ref.arrays import Array, bf16_to_f32
 from pg2ref.checkpoint.loader import load_checkpoint
@@ -109,7 +110,7 @@ def write_decoder(folder: Path, path: Path, to: str) -> None:
     os.replace(temporary, path)
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--to", type=click.Choice(list(TYPES)), default="bf16", show_default=True, help="Of the matrices.")

@@ -17,6 +17,7 @@ import transformers
 import transformers_stages
 from make_golden import ROOT, write_record
 from PIL import Image
+from tool_help import help_of
 
 import pg2ref
 from pg2ref.demo import builtin
@@ -75,7 +76,7 @@ def make(folder: Path) -> dict[str, np.ndarray]:
     return record
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 def main() -> None:
     """Make the record."""
     transformers.logging.set_verbosity_error()

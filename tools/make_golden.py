@@ -24,6 +24,7 @@ import transformers_stages
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tool_help import help_of
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +122,7 @@ def make_prompts(folder: Path, checkpoint: Path) -> None:
     (folder / "prompts.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 def main() -> None:
     """Make all cases."""
     transformers.logging.set_verbosity_error()  # its advice is about released checkpoints

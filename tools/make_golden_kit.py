@@ -27,6 +27,7 @@ import random_checkpoint
 from PIL import Image
 from portable_numbers import portable_bits
 from released_json import cut_config
+from tool_help import help_of
 
 import pg2ref
 from pg2ref.api import Model
@@ -137,7 +138,7 @@ def values_of_levels() -> Array:
     return ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.argument("kit", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--size", "sizes", multiple=True, type=click.Choice(SIZES), help="Only this; may be given several times.")
 @click.option("--model", "models", multiple=True, help="Only this folder or name; may be given several times.")

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
+from tool_help import help_of
 
 from pg2ref.cli.drawn_scene import FOUND_NAME, SCENE_NAME
 
@@ -61,7 +62,7 @@ def make(picture: Path, readme: Path) -> None:
     readme.write_text(with_output(readme.read_text(encoding="utf-8"), printed), encoding="utf-8")
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 def main() -> None:
     """Make them for the README."""
     make(PICTURE, ROOT / "README.md")

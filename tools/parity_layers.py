@@ -16,6 +16,7 @@ import parity_table
 import random_checkpoint
 import transformers_stages
 from released_json import cut_config
+from tool_help import help_of
 
 from pg2ref.arrays import Array
 from pg2ref.checkpoint.loader import load_checkpoint
@@ -42,7 +43,7 @@ def our_stages(folder: Path, dtype: type, pixel_values: Array, ids: list[int], p
     return trace.stages
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.argument("size", type=click.Choice(list(PUBLISHED)))
 @click.option("--tokens", default=4200, show_default=True, help="Of image, prompt and answer together.")
 @click.option("--seed", default=0, show_default=True)

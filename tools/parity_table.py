@@ -15,6 +15,7 @@ from typing import NamedTuple
 import click
 import numpy as np
 import transformers_stages
+from tool_help import help_of
 
 import pg2ref
 from pg2ref.arrays import Array
@@ -75,7 +76,7 @@ def print_closer(rows: list[Row]) -> None:
             click.echo(f"  not at {row.stage}: {row.ours_relative:.3e} against {row.theirs_relative:.3e}")
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-p", "--prompt", default="caption en", show_default=True)

@@ -21,6 +21,7 @@ import click
 import numpy as np
 import tokenizer_model
 from released_json import preprocessor_config, released_config
+from tool_help import help_of
 
 from pg2ref.arrays import Array, f32_to_bf16
 from pg2ref.checkpoint.manifest import BITS_OF, MANIFEST_NAME, Manifest, part_names, write_manifest
@@ -178,7 +179,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.argument("size", type=click.Choice(["small", *PUBLISHED]))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--seed", default=0, show_default=True)

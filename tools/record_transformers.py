@@ -1,6 +1,5 @@
-r"""Records Transformers' PaliGemma 2 in this project's trace format, by hooks, without a change to the model.
+"""Records Transformers' PaliGemma 2 in this project's trace format, by hooks, without a change to the model.
 
-\b
     python tools/record_transformers.py /data/paligemma2-3b-mix-224 photo.jpg --dtype bf16 -o theirs.safetensors
     pg2ref trace photo.jpg -m /data/paligemma2-3b-mix-224 --with-floor -o truth.safetensors
     pg2ref compare truth.safetensors theirs.safetensors
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 import transformers_stages
+from tool_help import help_of
 
 import pg2ref
 from pg2ref.config import read_config
@@ -68,7 +68,7 @@ def record(folder: Path, images: list[Path], prompt: str, dtype: str, writer: Fu
     writer.finish(metadata, facts.input_ids)
 
 
-@click.command(help=__doc__)
+@click.command(help=help_of(__doc__))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-p", "--prompt", default="caption en", show_default=True)

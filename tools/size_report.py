@@ -13,10 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from tool_help import help_of
 from watched_process import run
 
 
-@click.command(help=__doc__, context_settings={"ignore_unknown_options": True})
+@click.command(help=help_of(__doc__), context_settings={"ignore_unknown_options": True})
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("image", type=click.Path(exists=True, dir_okay=False))
 @click.argument("more", nargs=-1)
