@@ -7,6 +7,7 @@ the memory map into a register and straight into the product. Inputs are int8 wi
 unsigned: the sums start at -zero * sum of x over the group, which stands in the inputs' `corrections`.
 """
 
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -77,19 +78,31 @@ def add_groups(
 
 
 def group_products(e: Emitter, codes: list[Any], bits: int, inputs: list[Any], group: Any) -> list[Any]:
-    """The integer sums of one group: of each row, of each vector of outputs, whose codes lie at `codes`."""
-    builder, planes, results = e.builder, range(INT8_QUADS.planes(bits, e.cpu)), []
+    """The integer sums of one group: of each row, of each vector of outputs, whose codes lie at `codes`.
+
+    LLVM unrolls the loop over pairs of words, but adds up within a pair first: of a whole group it would reorder plain
+    additions, which takes more registers than there are.
+    """
+    builder, planes = e.builder, range(INT8_QUADS.planes(bits, e.cpu))
     corrections = [e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32)) for _, row, _ in inputs]
-    totals = [[[INT8_QUADS.start(e, correction) for _ in codes] for _ in planes] for correction in corrections]
-    for k, words in enumerate(zip(*(group_words(e, place, bits) for place in codes), strict=True)):
-        weights = [[INT8_QUADS.weights(e, word, plane) for word in words] for plane in planes]
-        for mine, (row, _, _) in zip(totals, inputs, strict=True):
-            numbers = e.splat(e.load(e.address(row, builder.mul(group, I64(GROUP)), 4 * k), I32))
+    starts = [INT8_QUADS.start(e, correction) for correction in corrections]
+    sums = [[e.variables(len(codes), start.type) for _ in planes] for start in starts]
+    for start, mine in zip(starts, sums, strict=True):
+        for total in chain(*mine):
+            builder.store(start, total)
+    with cgutils.for_range(builder, I64(WORDS // 2)) as loop:
+        pair = builder.mul(loop.index, I64(LANES * bits))  # bytes of two words
+        words = [pair_words(e, e.address(place, pair), bits) for place in codes]
+        offset = builder.add(builder.mul(group, I64(GROUP)), builder.mul(loop.index, I64(8)))
+        for k, r in INT8_QUADS.in_turn(e.cpu, len(inputs)):
+            numbers = e.splat(e.load(e.address(inputs[r][0], offset, 4 * k), I32))
             for plane in planes:
-                pairs = zip(mine[plane], weights[plane], strict=True)
-                mine[plane] = [INT8_QUADS.add(e, total, weight, numbers) for total, weight in pairs]
-    for correction, mine in zip(corrections, totals, strict=True):
-        results += [INT8_QUADS.total(e, correction, list(sums)) for sums in zip(*mine, strict=True)]
+                for total, word in zip(sums[r][plane], words, strict=True):
+                    weights = INT8_QUADS.weights(e, word[k], plane)
+                    builder.store(INT8_QUADS.add(e, builder.load(total), weights, numbers), total)
+    results = []
+    for correction, mine in zip(corrections, sums, strict=True):
+        results += [INT8_QUADS.total(e, correction, list(map(builder.load, some))) for some in zip(*mine, strict=True)]
     return results
 
 
@@ -108,15 +121,10 @@ def add_scaled(
             builder.store(e.multiply_add(scaled, x_scale, builder.load(sums[place])), sums[place])
 
 
-def group_words(e: Emitter, codes: Any, bits: int) -> Any:
-    """The vectors of a group, four inputs a word: as stored, or two from each vector of nibbles."""
-    width = 4 * LANES
+def pair_words(e: Emitter, codes: Any, bits: int) -> tuple[Any, Any]:
+    """Two vectors of a group that follow each other, four inputs a word: as stored, or of one vector of nibbles."""
+    first = e.load(codes, e.integers)
     if bits == 8:
-        for k in range(WORDS):
-            yield e.load(e.address(codes, k * width), e.integers)
-        return
+        return first, e.load(e.address(codes, 4 * LANES), e.integers)
     nibble = e.integer(0x0F0F0F0F)
-    for pair in range(WORDS // 2):
-        both = e.load(e.address(codes, pair * width), e.integers)
-        yield e.builder.and_(both, nibble)
-        yield e.builder.and_(e.builder.lshr(both, e.integer(4)), nibble)
+    return e.builder.and_(first, nibble), e.builder.and_(e.builder.lshr(first, e.integer(4)), nibble)

@@ -5,6 +5,8 @@ instruction, others do the same arithmetic, so that the numbers that come out ar
 int8 are exact in int32; a product of two bf16 and its addition are rounded once, denormals counting as zero.
 """
 
+from itertools import product
+from operator import itemgetter
 from typing import Any, Protocol
 
 from llvmlite import ir
@@ -74,6 +76,11 @@ class Int8Quads:
         """How many products a word of codes needs."""
         return 1 if cpu.int8_dot or bits == 4 else 2
 
+    def in_turn(self, cpu: Cpu, rows: int) -> list[tuple[int, int]]:
+        """The order for two words and some rows: (word, row). Where a word's products are added, rows come first."""
+        by_word = list(product(range(2), range(rows)))
+        return by_word if cpu.int8_dot else sorted(by_word, key=itemgetter(1))
+
     def weights(self, e: Emitter, words: Any, plane: int) -> Any:
         """The part of the codes that is multiplied in a plane."""
         if e.cpu.int8_dot:
@@ -88,7 +95,7 @@ class Int8Quads:
         """A plane's sums and the products of one word."""
         if e.cpu.int8_dot:
             return e.call("llvm.x86.avx512.vpdpbusd.512", total, weights, inputs)
-        return e.add_shorts(total, e.multiply_bytes(weights, inputs))
+        return e.builder.add(total, e.multiply_bytes(weights, inputs))
 
     def total(self, e: Emitter, correction: Any, planes: list[Any]) -> Any:
         """The int32 sums of a group, of the sums of its planes."""

@@ -150,14 +150,6 @@ class Emitter:
         words, half = self.builder.bitcast(shorts, self.integers), self.integer(16)
         return self.builder.add(self.builder.ashr(self.builder.shl(words, half), half), self.builder.ashr(words, half))
 
-    def add_shorts(self, a: Any, b: Any) -> Any:
-        """A + b of int16s that do not overflow.
-
-        As the saturating instruction, which LLVM does not reorder: of plain additions it adds pairs of products first,
-        for which there are no registers.
-        """
-        return self.call(f"llvm.sadd.sat.v{2 * self.lanes}i16", a, b)
-
     def pieces(self, vector: Any, kind: Any) -> list[Any]:
         """A vector cut into shorter ones of some type."""
         whole = ir.VectorType(kind.element, 32 * self.lanes // kind.element.width)

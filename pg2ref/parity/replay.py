@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pg2ref.arrays import Array, widen
-from pg2ref.errors import InputError, UsageError, brief
+from pg2ref.errors import InputError, UsageError, brief, shown_name
 from pg2ref.inputs.image import Picture, pixel_values
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.parity.bugs.run import Run
@@ -61,8 +61,8 @@ def check_model(model: PaliGemma, reference: Record) -> None:
     """
     config = _fact(reference, "config", lambda value: isinstance(value, dict))
     if config and config != json.loads(json.dumps(asdict(model.config))):
-        name = (_fact(reference, "model", lambda value: isinstance(value, dict)) or {}).get("id")
-        raise UsageError(f"{reference.name} was recorded from another model: give the one it names, {brief(name)}")
+        name = shown_name(str((_fact(reference, "model", lambda value: isinstance(value, dict)) or {}).get("id")))
+        raise UsageError(f"{reference.name} was recorded from another model: give the one it names, {name}")
 
 
 def _fact(record: Record, name: str, is_valid: Callable[[Any], bool]) -> Any:
