@@ -81,6 +81,7 @@ FLOORS = {
     "parity.trace_file": 7.2,
     "parity.records": 7.3,
     "parity.adapters_used": 7.31,
+    "parity.runs_apart": 7.32,
     "parity.compare": 7.4,
     "parity.bugs.run": 7.0,
     "parity.bugs.inputs": 7.1,
