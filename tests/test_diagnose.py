@@ -15,7 +15,7 @@ from pg2ref.parity.bugs.collection import BUGS
 from pg2ref.parity.bugs.run import Run, with_language_model, with_operations
 from pg2ref.parity.diagnose import diagnose
 from pg2ref.parity.difference import measure
-from pg2ref.parity.records import Record, Stage
+from pg2ref.parity.records import Record, Stage, step_of
 from pg2ref.parity.summary import summarize
 from pg2ref.parity.weightless import diagnose_without_model
 from pg2ref.quantized import quantize_matrix
@@ -155,18 +155,18 @@ def test_steps_of_decoding_are_rows_of_the_answer(truth: Run) -> None:
 def test_names_may_come_in_any_order(truth: Run, order: str) -> None:
     """A folder lists them by the alphabet, where steps come before the prompt and the tenth before the second."""
     run = museum.make_run(np.float32)
-    for name, names in (("missing-final-cap", ("missing-final-cap",)), ("window-too-large", ("window-too-large",))):
+    for name in ("missing-final-cap", "window-too-large"):
         record = museum.record_of(museum.stages_in_steps(BUGS[name].inject(run)))
         stages = dict(sorted(record.stages.items(), reverse=order == "backwards"))
         assert list(stages) != list(record.stages)
-        assert diagnose(truth, Record("other", record.facts, stages)).names == names
+        assert diagnose(truth, Record("other", record.facts, stages)).names == (name,)
         joined = diagnose_module.joined_stages(Record("other", {}, stages))
         for stage, array in diagnose_module.joined_stages(record).items():
             np.testing.assert_array_equal(joined[stage], array)
 
 
 def test_the_number_of_a_step_counts() -> None:
-    assert [diagnose_module.step_of(name) for name in ("step_012/logits", "step_x/logits", "logits", "step_1")] == [
+    assert [step_of(name) for name in ("step_012/logits", "step_x/logits", "logits", "step_1")] == [
         12,
         0,
         0,

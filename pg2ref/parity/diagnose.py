@@ -8,7 +8,6 @@ next. Then the walk goes on with the named bug injected, which finds the second 
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -22,7 +21,7 @@ from pg2ref.parity.blocks import PREFIX, Block, blocks_of, last_rows_alone, run_
 from pg2ref.parity.bugs.collection import BUGS
 from pg2ref.parity.bugs.run import Bug, Run
 from pg2ref.parity.difference import measure
-from pg2ref.parity.records import Record
+from pg2ref.parity.records import Record, step_of
 from pg2ref.parity.trace_file import IDS
 
 # What rounding does within one block on the same input, as NRMSE of the worst stage: of Transformers in small models at
@@ -30,7 +29,6 @@ from pg2ref.parity.trace_file import IDS
 ROUNDING = {"f32": 1e-5, "bf16": 2.5e-2}
 ONE_LEVEL = 1.2e-2  # of 255: a port that resizes as a bug does still rounds, truncates or keeps fractions as it likes
 BETTER = 4.0  # times nearer to OTHER than the right model has a bug to be, so that rounding alone never decides
-STEP = re.compile(r"step_(\d{1,9})/")
 MOST_UNKNOWN = 3  # blocks that nothing explains: more of them say nothing new
 LAST_ROWS = ("text/final_norm", "logits_before_cap", "logits")  # recorded of the last rows alone, mostly
 
@@ -129,15 +127,9 @@ def joined_stages(other: Record) -> dict[str, Array]:
     return stages
 
 
-def step_of(name: str) -> int:
-    """The number of the decoding step that a stage is of, 0 for the prompt."""
-    step = STEP.match(name)
-    return int(step[1]) if step else 0
-
-
 def answer_rows(run: Run, other: Record, stages: Mapping[str, Array]) -> int:
     """How many tokens behind the prompt OTHER has read."""
-    steps = {step_of(name) for name in other.stages} - {0}
+    steps = set(map(step_of, other.stages)) - {0}
     if steps:
         return len(steps)
     if len(stages.get("logits", ())) == 1:  # the place behind the prompt

@@ -6,6 +6,7 @@ files; those of others go through a map of names (name_map.py).
 
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pg2ref.errors import CheckpointError, InputError, UsageError, brief, shown_
 from pg2ref.parity.name_map import NameMap
 from pg2ref.parity.summary import SAMPLES, Summary
 from pg2ref.parity.trace_file import FORMAT, IDS, NUMBERS, SAMPLED, TYPES
+
+STEP = re.compile(r"step_(\d{1,9})/")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Record:
     name: str
     facts: Mapping[str, str]
     stages: Mapping[str, Stage]
+
+
+def step_of(name: str) -> int:
+    """The number of the decoding step that a stage is of, 0 for the prompt."""
+    step = STEP.match(name)
+    return int(step[1]) if step else 0
 
 
 def open_record(path: Path, name_map: NameMap | None = None) -> Record:

@@ -12,7 +12,7 @@ from pg2ref.inputs.image import Picture, pixel_values
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.parity.bugs.run import Run
 from pg2ref.parity.difference import F64
-from pg2ref.parity.records import Record
+from pg2ref.parity.records import Record, step_of
 from pg2ref.parity.trace_file import IDS
 from pg2ref.policy import RESIZE_POLICIES, WINDOW_POLICIES
 
@@ -88,7 +88,7 @@ def is_policy(value: Any) -> bool:
 
 def _answer_ids(record: Record) -> tuple[int, ...]:
     """The tokens that its steps have read: another model's own answer may be another."""
-    steps = {name.partition("/")[0] for name in record.stages if name.startswith("step_")}
+    steps = set(map(step_of, record.stages)) - {0}
     return tuple((_fact(record, "answer_ids", is_ids) or [])[: len(steps)])
 
 
