@@ -38,6 +38,7 @@ TILE_ROWS = 8 if cpu().registers == 32 else 6
 # or, where no instruction multiplies pairs, widened ones, each second before its first: so the tile of float32 does
 # what that of pairs does, in its order (simd/products.py), and takes no words apart. It needs a fused multiply-add.
 FLOATS, WIDENED, SWAPPED, PAIRS = 0, 1, 2, 3
+FROM_HALVES, ROUNDED = (WIDENED, SWAPPED), (SWAPPED, PAIRS)  # bf16 widened on the way; inputs rounded to bf16
 BF16_KIND = SWAPPED if cpu().fused and not cpu().bf16_dot else PAIRS
 PANEL_BYTES = BLOCK * PANEL * 4
 NOTHING = np.int64(0)
@@ -101,7 +102,7 @@ def multiply(
 @inlined
 def pack(w, w_stride, kind, outputs, panel, steps):  # type: ignore[no-untyped-def]
     """Transpose `outputs` rows and `steps` words of weights into a panel: squares in registers, edges one by one."""
-    size = 2 if kind in (WIDENED, SWAPPED) else 4
+    size = 2 if kind in FROM_HALVES else 4
     square_outputs, square_steps = outputs // LANES * LANES, steps // LANES * LANES
     for o in range(0, square_outputs, LANES):
         for k in range(0, square_steps, LANES):
@@ -123,7 +124,7 @@ def pack(w, w_stride, kind, outputs, panel, steps):  # type: ignore[no-untyped-d
 @inlined
 def multiply_stored(x, T, words, w, w_stride, kind, outputs, panel_PWO, begin_O, out, out_stride, next_w):  # type: ignore[no-untyped-def]
     """Panels of `outputs` rows of weights at `w` times all rows of x, block after block; `next_w` comes after them."""
-    size, begin, begin_stride = np.int64(2 if kind in (WIDENED, SWAPPED) else 4), begin_O.ctypes.data, NOTHING
+    size, begin, begin_stride = np.int64(2 if kind in FROM_HALVES else 4), begin_O.ctypes.data, NOTHING
     panel, count = panel_PWO.ctypes.data, (outputs + PANEL - 1) // PANEL
     for start in range(0, words, BLOCK):
         steps = min(BLOCK, words - start)
@@ -151,7 +152,7 @@ def many_rows(blocks_BTW, words, w, w_stride, kind, bias_O, out_TO, together, th
     width, x, counter = together * PANEL, blocks_BTW.ctypes.data, np.zeros(1, np.int64)
     units = (O + width - 1) // width
     for _thread in prange(threads):
-        control = flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
+        control = flush_denormals(np.int64(kind in ROUNDED))
         panel_PWO, begin_O = np.zeros((together, BLOCK, PANEL), np.float32), np.zeros(width, np.float32)
         edge_TO = np.zeros((T if O % width else 1, width), np.float32)
         index = take(counter.ctypes.data)
@@ -183,7 +184,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, together, th
     width, x, counter = together * PANEL, blocks_BTW.ctypes.data, np.zeros(1, np.int64)
     units = (F + width - 1) // width
     for _thread in prange(threads):
-        control = flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
+        control = flush_denormals(np.int64(kind in ROUNDED))
         panel_PWO, zeros_O = np.zeros((together, BLOCK, PANEL), np.float32), np.zeros(width, np.float32)
         gate_TO, up_TO = np.zeros((T, width), np.float32), np.zeros((T, width), np.float32)
         index, stride = take(counter.ctypes.data), np.int64(width * 4)
@@ -202,7 +203,7 @@ def gated_rows(blocks_BTW, words, gate, up, w_stride, kind, out_TF, together, th
                 gates, ups, results = gate_TO[t], up_TO[t], out_TF[t, f : f + outputs]
                 for c in range(results.size):
                     results[c] = gelu_float32(gates[c]) * ups[c]
-            flush_denormals(np.int64(kind in (SWAPPED, PAIRS)))
+            flush_denormals(np.int64(kind in ROUNDED))
             index = following
         restore_control(control)
         panel_PWO[0, 0, 0], zeros_O[0] = 0, 0  # an array is freed after its last use, and an address is none

@@ -285,6 +285,9 @@ def test_what_cannot_be_compared_exits_with_2(run: Run, small_folder: Path, trut
         ([truth, truth, "-m", tmp_path / "absent"], "absent"),
         ([truth, truth, "--precision", "f16"], "invalid value for '--precision'"),
         ([truth, truth, "--tolerance", "-1"], "expected a relative error, 0 or more"),
+        ([truth, truth, "--map", "mlx"], "a trace has our names already: leave out the map"),
+        ([truth, truth, "-m", "pg2ref-shapes"], "was recorded from another model: give the one it names"),
+        ([truth, truth, "--require", "texts/"], "has no such stage, expected such as"),
     ]:
         ran = run("compare", *arguments)
         assert (ran.code, ran.out) == (2, "")

@@ -114,3 +114,16 @@ def test_results_of_kernels_are_not_written_again():
     assert (first == kept).all()
     assert not np.shares_memory(first, second)
     assert isinstance(first.base, results.Lease)
+
+
+def test_a_result_for_which_there_is_no_memory_leaves_no_half_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end has nothing to give back; pytest turns an exception there into a failure."""
+    pool = Pool()
+
+    def refuse(_size: int) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr(pool, "make", refuse)
+    with pytest.raises(MemoryError):
+        empty((SMALLEST,), np.float32, pool)
+    assert pool.held() == 0

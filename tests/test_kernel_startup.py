@@ -57,10 +57,13 @@ def test_a_changed_tile_is_compiled_anew_and_said_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource usage")
 def test_a_second_process_is_soon_at_its_first_kernel(tmp_path: Path) -> None:
-    """In seconds of the processor, three times those of importing Numba alone: 1 where that takes a third of one."""
+    """In seconds of the processor, beside those of importing Numba alone: 0.73 beside 0.45, say.
+
+    Within one second where that import takes no more than 0.4: the rest is the machine's.
+    """
     variables = {"NUMBA_CACHE_DIR": str(tmp_path)}
     assert run(FIRST_KERNEL_PROGRAM, **variables)[1] == 1
     seconds, lines = run(FIRST_KERNEL_PROGRAM, **variables)
     assert lines == 0
     alone, _ = run(SECONDS_PROGRAM.format(""), **variables)
-    assert float(seconds) < 3 * float(alone)
+    assert float(seconds) < 2.5 * float(alone)

@@ -70,7 +70,7 @@ def test_another_model_is_refused(reference: Record) -> None:
 
 def test_garbled_facts_are_refused(model: pg2ref.api.Model, reference: Record) -> None:
     garbled = dataclasses.replace(reference, facts={**reference.facts, "policy": "bicubic"})
-    with pytest.raises(InputError, match="policy is no JSON: record it again"):
+    with pytest.raises(InputError, match="policy is 'bicubic', which no trace says: record it again"):
         run_behind(model.numbers, garbled, NOTHING)
 
 

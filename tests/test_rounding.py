@@ -215,9 +215,15 @@ def test_transformers_is_within_the_noise(case_name: str, precision: str, tmp_pa
     assert found.is_close, found.first_divergence
     ratios = np.array([stage.noise_ratio for stage in found.stages if stage.nrmse])
     if precision == "bf16":
-        # The noise itself is the same, not only its size: bit for bit in most cases. But the fused kernel sums over as
-        # many lanes as the processor has, and one value that it rounds otherwise makes all noise after it another
-        # draw of the same size: of 9 image tokens on AVX2, up to 0.24 off.
+        first = "vision/layer_00/attention_out"
+        if np.array_equal(theirs[first], noisy[first]):
+            assert np.abs(ratios - 1).max() < 0.02, "the noise itself is the same, not only its size"
+            return
+        # The fused kernel sums over as many lanes as the processor has: of 9 image tokens on AVX2 it rounds 2 values of
+        # 216 otherwise, by one unit, and all noise after them is another draw of the same size, up to 0.24 off.
+        assert case_name == "window_below_image"
+        np.testing.assert_allclose(theirs[first], noisy[first], rtol=2.0**-7)
+        assert (theirs[first] == noisy[first]).mean() > 0.98
         assert np.median(np.abs(ratios - 1)) < 0.05
         assert np.abs(ratios - 1).max() < 0.5
     else:

@@ -5,8 +5,6 @@ instruction, others do the same arithmetic, so that the numbers that come out ar
 int8 are exact in int32; a product of two bf16 and its addition are rounded once, denormals counting as zero.
 """
 
-from itertools import product
-from operator import itemgetter
 from typing import Any, Protocol
 
 from llvmlite import ir
@@ -78,8 +76,9 @@ class Int8Quads:
 
     def in_turn(self, cpu: Cpu, rows: int) -> list[tuple[int, int]]:
         """The order for two words and some rows: (word, row). Where a word's products are added, rows come first."""
-        by_word = list(product(range(2), range(rows)))
-        return by_word if cpu.int8_dot else sorted(by_word, key=itemgetter(1))
+        if cpu.int8_dot:
+            return [(word, row) for word in range(2) for row in range(rows)]
+        return [(word, row) for row in range(rows) for word in range(2)]
 
     def weights(self, e: Emitter, words: Any, plane: int) -> Any:
         """The part of the codes that is multiplied in a plane."""

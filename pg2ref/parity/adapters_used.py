@@ -1,20 +1,17 @@
 """Which adapters the run of a record had."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pg2ref.adapters.identity import Identity, are_same, identify, listed
 from pg2ref.errors import UsageError
-from pg2ref.parity.records import Record
+from pg2ref.parity.records import Record, json_fact
 
 
 def adapters_used(record: Record) -> list[Identity] | None:
     """What a trace says of its adapters; None where nothing is said, as by dumps of ports."""
-    try:
-        adapters = json.loads(record.facts["model"])["adapters"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
+    model = json_fact(record, "model")
+    adapters = model.get("adapters") if isinstance(model, dict) else None
     is_list = isinstance(adapters, list) and all(isinstance(one, dict) for one in adapters)
     return adapters if is_list else None
 

@@ -52,6 +52,14 @@ def step_of(name: str) -> int:
     return int(step[1]) if step else 0
 
 
+def json_fact(record: Record, name: str) -> Any:
+    """A fact that is JSON; None where it is none, as in the metadata of others, or is not there."""
+    try:
+        return json.loads(record.facts[name])
+    except (KeyError, ValueError, RecursionError):
+        return None
+
+
 def open_record(path: Path, name_map: NameMap | None = None) -> Record:
     """Open what lies at `path`. Names are taken as they are without a map; a trace of ours needs none.
 

@@ -12,7 +12,7 @@ from pg2ref.inputs.image import Picture, pixel_values
 from pg2ref.model.paligemma import PaliGemma
 from pg2ref.parity.bugs.run import Run
 from pg2ref.parity.difference import F64
-from pg2ref.parity.records import Record, step_of
+from pg2ref.parity.records import Record, json_fact, step_of
 from pg2ref.parity.trace_file import IDS
 from pg2ref.policy import RESIZE_POLICIES, WINDOW_POLICIES
 
@@ -66,12 +66,11 @@ def check_model(model: PaliGemma, reference: Record) -> None:
 
 
 def _fact(record: Record, name: str, is_valid: Callable[[Any], bool]) -> Any:
-    try:
-        value = json.loads(record.facts[name]) if name in record.facts else None
-    except (ValueError, RecursionError):
-        raise InputError(f"{record.name}: {name} is no JSON: record it again") from None
-    if value is not None and not is_valid(value):
-        raise InputError(f"{record.name}: {name} is {brief(value)}, which no trace says: record it again")
+    if name not in record.facts:
+        return None
+    value = json_fact(record, name)
+    if not is_valid(value):
+        raise InputError(f"{record.name}: {name} is {brief(record.facts[name])}, which no trace says: record it again")
     return value
 
 

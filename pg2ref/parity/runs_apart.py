@@ -1,12 +1,11 @@
 """What two runs had that differs: stages that diverge mean little where model, adapters or answer are others."""
 
-import json
 from typing import Any
 
 from pg2ref.adapters.identity import are_same, listed
 from pg2ref.errors import brief
 from pg2ref.parity.adapters_used import adapters_used
-from pg2ref.parity.records import Record
+from pg2ref.parity.records import Record, json_fact
 
 
 def runs_apart(reference: Record, other: Record) -> str | None:
@@ -16,7 +15,7 @@ def runs_apart(reference: Record, other: Record) -> str | None:
 
 def models_apart(reference: Record, other: Record) -> str | None:
     """The first field of the config that has another value."""
-    expected, found = (dict(_fields("", _fact(record, "config"))) for record in (reference, other))
+    expected, found = (dict(_fields("", json_fact(record, "config"))) for record in (reference, other))
     if not expected or not found:
         return None
     name = next((name for name in sorted(expected | found) if expected.get(name) != found.get(name)), None)
@@ -37,7 +36,7 @@ def adapters_apart(reference: Record, other: Record) -> str | None:
 
 def answers_apart(reference: Record, other: Record) -> str | None:
     """The first token of the answer that is another: later steps were given it."""
-    expected, found = _fact(reference, "answer_ids"), _fact(other, "answer_ids")
+    expected, found = json_fact(reference, "answer_ids"), json_fact(other, "answer_ids")
     if not isinstance(expected, list) or not isinstance(found, list):
         return None
     for place, (a, b) in enumerate(zip(expected, found, strict=False), 1):
@@ -51,10 +50,3 @@ def _fields(prefix: str, value: Any) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(prefix, value)] if prefix else []
     return [pair for key, one in value.items() for pair in _fields(f"{prefix}.{key}" if prefix else str(key), one)]
-
-
-def _fact(record: Record, name: str) -> Any:
-    try:
-        return json.loads(record.facts[name])
-    except (KeyError, ValueError, RecursionError):
-        return None
