@@ -59,24 +59,21 @@ def make_float_loop(processor: Cpu, product: Any) -> Any:
 
 
 def make_integer_loop(processor: Cpu) -> Any:
-    """The same with int8 products. Each sum is its own factor too: LLVM would work out a sum of equal products."""
+    """The same with int8 products. Each sum is a factor too: LLVM would work out a sum of equal products."""
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         operand, turns, out = arguments
         e = Emitter(builder, processor)
-        kind = INT8_QUADS.start(e, e.integer(0)).type
-        sums = e.variables(num_sums(processor), kind)
-        inputs = e.load(operand, e.integers)
+        sums = e.variables(num_sums(processor), e.integers)
+        weights = INT8_QUADS.weights(e, e.load(operand, e.integers), bits=8)
         for index, total in enumerate(sums):
-            builder.store(ir.Constant(kind, [index] * kind.count), total)
+            builder.store(e.integer(index), total)
         with cgutils.for_range(builder, turns):
             for total in sums:
-                words = builder.bitcast(builder.load(total), e.integers)
-                for plane in range(INT8_QUADS.planes(8, processor)):
-                    weights = INT8_QUADS.weights(e, words, plane)
-                    builder.store(INT8_QUADS.add(e, builder.load(total), weights, inputs), total)
+                words = builder.load(total)
+                builder.store(INT8_QUADS.add(e, words, weights, words, bits=8), total)
         for total in sums:
-            e.store(builder.add(e.load(out, kind), builder.load(total)), out)
+            e.store(builder.add(e.load(out, e.integers), builder.load(total)), out)
         return _context.get_dummy_value()
 
     @intrinsic

@@ -132,6 +132,7 @@ def layout_results(rng: np.random.Generator) -> dict[str, Array]:
     found["bits/rounded"] = stored.rounded(np.concatenate([SPREAD, odd])[None])
     for inputs in (2, 2 * panels.BLOCK + 4):
         x = rng.standard_normal((3, inputs)).astype(np.float32)
+        panels.fetch_lines(x.ctypes.data, x.nbytes)  # gives nothing
         for kind in (panels.FLOATS, panels.SWAPPED, panels.PAIRS):
             blocks, words = panels.cut_in_blocks(x, kind)
             found[f"bits/blocks_{kind}_{inputs}"] = np.concatenate(list(blocks), axis=1)[:, :words]

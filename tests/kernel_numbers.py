@@ -94,6 +94,11 @@ def quantized_results(rng: np.random.Generator) -> dict[str, Array]:
             for with_bias in (False, True):
                 out = quantized.linear_each(x, [matrix], [bias if with_bias else None])[0]
                 found[f"quantised linear|{groups + 3}|{bits}_{rows}_{with_bias}"] = out
+            for code in (0, 255):  # the largest products: of inputs that become 127 and -127
+                largest = QuantizedMatrix(np.full_like(codes, code), scales, matrix.shape, bits)
+                x = np.repeat(np.sign(numbers(rng, rows, groups)), 32, axis=1)
+                out = quantized.linear_each(x, [largest], [None])[0]
+                found[f"quantised linear|{groups + 3}|{bits}_{rows}_{code}"] = out
     return found
 
 

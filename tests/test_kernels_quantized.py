@@ -85,6 +85,17 @@ def test_company_changes_nothing(bits: int, rows: int, rng: np.random.Generator)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("code", [0, 255])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_the_largest_products(bits: int, code: int, rows: int, rng: np.random.Generator) -> None:
+    """Every code the lowest or the highest that a byte can hold, every input a whole 127: no sum overflows."""
+    matrix = quantize_matrix(normal(rng, 20, 96), bits)
+    matrix = matrix._replace(codes=np.full_like(matrix.codes, code))
+    x_TD = np.repeat(np.resize([1, -1, -1], (rows, 3)), 32, axis=1).astype(np.float32)
+    assert_close(multiply(x_TD, matrix), exact_linear(x_TD, matrix), "quantised linear", terms=6)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
 def test_read_only_codes_at_an_odd_address(bits: int, rng: np.random.Generator) -> None:
     """As in the map of a file whose header was not padded."""
     x_TD, matrix = normal(rng, 3, 70), quantize_matrix(normal(rng, 20, 70), bits)

@@ -7,7 +7,6 @@ the memory map into a register and straight into the product. Inputs are int8 wi
 unsigned: the sums start at -zero * sum of x over the group, which stands in the inputs' `corrections`.
 """
 
-from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -47,10 +46,7 @@ def make_group_tile(cpu: Cpu, rows: int, vectors: int) -> Any:
             for branch, size in zip(branches, (8, 4), strict=True):
                 with branch:
                     blocks = e.rows(codes, builder.mul(step, I64(GROUP * LANES * size // 8)), vectors)
-                    at_once = max(1, rows // INT8_QUADS.planes(size, cpu))  # whose sums fill the registers
-                    for r in range(0, rows, at_once):
-                        mine = sums[r * vectors : (r + at_once) * vectors]
-                        add_groups(e, mine, inputs[r : r + at_once], blocks, scale_blocks, groups, size)
+                    add_groups(e, sums, inputs, blocks, scale_blocks, groups, size)
         for total, place in zip(sums, places, strict=True):
             e.store(builder.load(total), place)
 
@@ -83,26 +79,25 @@ def group_products(e: Emitter, codes: list[Any], bits: int, inputs: list[Any], g
     LLVM unrolls the loop over pairs of words, but adds up within a pair first: of a whole group it would reorder plain
     additions, which takes more registers than there are.
     """
-    builder, planes = e.builder, range(INT8_QUADS.planes(bits, e.cpu))
+    builder = e.builder
     corrections = [e.splat(e.load(e.address(row, builder.mul(group, I64(4))), I32)) for _, row, _ in inputs]
-    starts = [INT8_QUADS.start(e, correction) for correction in corrections]
-    sums = [[e.variables(len(codes), start.type) for _ in planes] for start in starts]
+    starts = [INT8_QUADS.start(e, correction, bits) for correction in corrections]
+    sums = [e.variables(len(codes), start.type) for start in starts]
     for start, mine in zip(starts, sums, strict=True):
-        for total in chain(*mine):
+        for total in mine:
             builder.store(start, total)
     with cgutils.for_range(builder, I64(WORDS // 2)) as loop:
         pair = builder.mul(loop.index, I64(LANES * bits))  # bytes of two words
         words = [pair_words(e, e.address(place, pair), bits) for place in codes]
+        weights = [[INT8_QUADS.weights(e, word, bits) for word in pair] for pair in words]
         offset = builder.add(builder.mul(group, I64(GROUP)), builder.mul(loop.index, I64(8)))
-        for k, r in INT8_QUADS.in_turn(e.cpu, len(inputs)):
+        for k, r in INT8_QUADS.in_turn(e.cpu, len(inputs), bits):
             numbers = e.splat(e.load(e.address(inputs[r][0], offset, 4 * k), I32))
-            for plane in planes:
-                for total, word in zip(sums[r][plane], words, strict=True):
-                    weights = INT8_QUADS.weights(e, word[k], plane)
-                    builder.store(INT8_QUADS.add(e, builder.load(total), weights, numbers), total)
+            for total, mine in zip(sums[r], weights, strict=True):
+                builder.store(INT8_QUADS.add(e, builder.load(total), mine[k], numbers, bits), total)
     results = []
     for correction, mine in zip(corrections, sums, strict=True):
-        results += [INT8_QUADS.total(e, correction, list(map(builder.load, some))) for some in zip(*mine, strict=True)]
+        results += [INT8_QUADS.total(e, correction, builder.load(total), bits) for total in mine]
     return results
 
 

@@ -64,45 +64,49 @@ class Bf16Pairs:
 
 
 class Int8Quads:
-    """Four unsigned weights and four signed inputs a word, summed in int32 over a group (VPDPBUSD).
+    """Four unsigned codes and four signed inputs a word, summed in int32 over a group (VPDPBUSD).
 
-    Without the instruction a weight of eight bits is two of four, each in a plane with sums of its own. A product of
-    four bits and an int8 is so small that a group's sums fit an int16 lane: 16 * 15 * 128 = 30,720 < 2 ** 15.
+    A code of b bits stands for itself less 2 ** (b - 1), which the sums are corrected by. Without the instruction bytes
+    are multiplied in pairs into int16 lanes, where two products of four bits and an int8 are so small that those of a
+    whole group fit: 16 * 15 * 128 = 30,720 < 2 ** 15. Of codes of eight bits but one pair does, and only if its codes
+    are at most 128: a code becomes the magnitude of what it stands for, and its sign goes over to the inputs.
     """
 
-    def planes(self, bits: int, cpu: Cpu) -> int:
-        """How many products a word of codes needs."""
-        return 1 if cpu.int8_dot or bits == 4 else 2
-
-    def in_turn(self, cpu: Cpu, rows: int) -> list[tuple[int, int]]:
-        """The order for two words and some rows: (word, row). Where a word's products are added, rows come first."""
-        if cpu.int8_dot:
+    def in_turn(self, cpu: Cpu, rows: int, bits: int) -> list[tuple[int, int]]:
+        """The order for two words and some rows: (word, row). Where their products are added, both of a row follow."""
+        if cpu.int8_dot or bits == 8:
             return [(word, row) for word in range(2) for row in range(rows)]
         return [(word, row) for row in range(rows) for word in range(2)]
 
-    def weights(self, e: Emitter, words: Any, plane: int) -> Any:
-        """The part of the codes that is multiplied in a plane."""
-        if e.cpu.int8_dot:
-            return words
-        return e.builder.and_(e.builder.lshr(words, e.integer(4 * plane)), e.integer(0x0F0F0F0F))
+    def weights(self, e: Emitter, words: Any, bits: int) -> Parts:
+        """A vector of codes, ready to be multiplied."""
+        if e.cpu.int8_dot or bits == 4:
+            return (words,)
+        signed = e.builder.xor(words, e.integer(0x80808080))
+        return e.magnitudes(signed), signed
 
-    def start(self, e: Emitter, correction: Any) -> Any:
-        """What the sums of a plane begin with."""
-        return correction if e.cpu.int8_dot else ir.Constant(e.shorts, None)
-
-    def add(self, e: Emitter, total: Any, weights: Any, inputs: Any) -> Any:
-        """A plane's sums and the products of one word."""
+    def start(self, e: Emitter, correction: Any, bits: int) -> Any:
+        """What the sums of a group begin with."""
         if e.cpu.int8_dot:
-            return e.call("llvm.x86.avx512.vpdpbusd.512", total, weights, inputs)
-        return e.builder.add(total, e.multiply_bytes(weights, inputs))
+            return correction
+        return e.integer(0) if bits == 8 else ir.Constant(e.shorts, None)
 
-    def total(self, e: Emitter, correction: Any, planes: list[Any]) -> Any:
-        """The int32 sums of a group, of the sums of its planes."""
+    def add(self, e: Emitter, total: Any, weights: Parts, inputs: Any, bits: int) -> Any:
+        """The sums and the products of one word."""
         if e.cpu.int8_dot:
-            return planes[0]
-        for plane, sums in enumerate(planes):
-            correction = e.builder.add(correction, e.builder.shl(e.add_neighbours(sums), e.integer(4 * plane)))
-        return correction
+            return e.call("llvm.x86.avx512.vpdpbusd.512", total, weights[0], inputs)
+        if bits == 4:
+            return e.builder.add(total, e.multiply_bytes(weights[0], inputs))
+        products = e.multiply_bytes(weights[0], e.with_signs(inputs, weights[1]))
+        return e.builder.add(total, e.add_neighbours(products))
+
+    def total(self, e: Emitter, correction: Any, sums: Any, bits: int) -> Any:
+        """The int32 sums of a group."""
+        if e.cpu.int8_dot or bits == 8:
+            return sums
+        words, half = e.builder.bitcast(sums, e.integers), e.integer(16)
+        even = e.builder.ashr(e.builder.shl(words, half), half)
+        return e.builder.add(correction, e.builder.add(even, e.builder.ashr(words, half)))
 
 
 FLOAT32, BF16_PAIRS, INT8_QUADS = Float32(), Bf16Pairs(), Int8Quads()

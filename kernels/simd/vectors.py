@@ -47,6 +47,7 @@ class Emitter:
         self.vector = ir.VectorType(F32, self.lanes)
         self.integers = ir.VectorType(I32, self.lanes)
         self.shorts = ir.VectorType(I16, 2 * self.lanes)
+        self.bytes = ir.VectorType(I8, 4 * self.lanes)
 
     def address(self, base: Any, *offsets: Any) -> Any:
         """An integer address, moved by byte offsets."""
@@ -130,25 +131,51 @@ class Emitter:
         It must hold them.
         """
         builder = self.builder
-        if IS_X86 and self.cpu.lanes >= 8:
+        if self.has_bytes():
             name = "avx2.pmadd.ub.sw" if self.cpu.lanes == 8 else "avx512.pmaddubs.w.512"
-            part, out = ir.VectorType(I8, 4 * self.cpu.lanes), ir.VectorType(I16, 2 * self.cpu.lanes)
-            kind = ir.FunctionType(out, [part, part])
-            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}")
-            pieces = zip(self.pieces(codes, part), self.pieces(numbers, part), strict=True)
-            return self.joined([builder.call(function, pair) for pair in pieces])
+            return self.in_pieces(name, I8, I16, codes, numbers)
         byte, eight = (ir.Constant(self.shorts, [number] * 2 * self.lanes) for number in (255, 8))
         codes, numbers = (builder.bitcast(words, self.shorts) for words in (codes, numbers))
         even = builder.mul(builder.and_(codes, byte), builder.ashr(builder.shl(numbers, eight), eight))
         return builder.add(even, builder.mul(builder.lshr(codes, eight), builder.ashr(numbers, eight)))
 
     def add_neighbours(self, shorts: Any) -> Any:
-        """Two int16s that lie side by side added to an int32.
-
-        VPMADDWD with ones would be one instruction, but it keeps a register, and was slower.
-        """
+        """Two int16s that lie side by side added to an int32 (VPMADDWD with ones)."""
+        if self.has_bytes():
+            name = "avx2.pmadd.wd" if self.cpu.lanes == 8 else "avx512.pmaddw.d.512"
+            return self.in_pieces(name, I16, I32, shorts, ir.Constant(self.shorts, [1] * 2 * self.lanes))
         words, half = self.builder.bitcast(shorts, self.integers), self.integer(16)
         return self.builder.add(self.builder.ashr(self.builder.shl(words, half), half), self.builder.ashr(words, half))
+
+    def magnitudes(self, words: Any) -> Any:
+        """The signed bytes of words without their signs, as unsigned ones: 128 for -128."""
+        signed = self.builder.bitcast(words, self.bytes)
+        nothing = ir.Constant(self.bytes, None)
+        negative = self.builder.icmp_signed("<", signed, nothing)
+        magnitudes = self.builder.select(negative, self.builder.sub(nothing, signed), signed)
+        return self.builder.bitcast(magnitudes, self.integers)
+
+    def with_signs(self, numbers: Any, signs: Any) -> Any:
+        """The signed bytes of words, negated where those of `signs` are negative (VPSIGNB, if 0 times 0 follows)."""
+        if self.has_bytes() and self.cpu.lanes == 8:
+            return self.builder.bitcast(self.in_pieces("avx2.psign.b", I8, I8, numbers, signs), self.integers)
+        numbers, signs = (self.builder.bitcast(words, self.bytes) for words in (numbers, signs))
+        nothing = ir.Constant(self.bytes, None)
+        negative = self.builder.icmp_signed("<", signs, nothing)
+        signed = self.builder.select(negative, self.builder.sub(nothing, numbers), numbers)
+        return self.builder.bitcast(signed, self.integers)
+
+    def has_bytes(self) -> bool:
+        """Whether the processor has instructions for vectors of bytes."""
+        return IS_X86 and self.cpu.lanes >= 8
+
+    def in_pieces(self, name: str, operand: Any, result: Any, *vectors: Any) -> Any:
+        """An instruction of x86 for integers of some type and result, on vectors that may be longer than it takes."""
+        kinds = [ir.VectorType(kind, 32 * self.cpu.lanes // kind.width) for kind in (operand, result)]
+        kind = ir.FunctionType(kinds[1], [kinds[0]] * len(vectors))
+        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.{name}")
+        pieces = zip(*(self.pieces(vector, kinds[0]) for vector in vectors), strict=True)
+        return self.joined([self.builder.call(function, some) for some in pieces])
 
     def pieces(self, vector: Any, kind: Any) -> list[Any]:
         """A vector cut into shorter ones of some type."""
