@@ -5,6 +5,7 @@ to a pool when nothing refers to the array any more, and the next one of about t
 """
 
 from itertools import count
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class Lease:
 def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32, pool: Pool = POOL) -> Array:
     """As np.empty, and for large arrays quicker: memory that was used before, at the beginning of a cache line."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = prod(shape) * dtype.itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype)
     return np.asarray(Lease(pool, shape, dtype, rounded_up(size)))
