@@ -16,6 +16,7 @@ import numpy as np
 
 from pg2ref.kernels.elementwise import gated_gelu
 from pg2ref.kernels.few_rows import FEW_ROWS, linear_few
+from pg2ref.kernels.matrices import check_widths
 from pg2ref.kernels.panels import cut_in_blocks, gated_linear_rows, kind_of, linear_rows
 from pg2ref.kernels.simd.dots import TURN
 from pg2ref.kernels.stored import Array, rounded, widened
@@ -35,7 +36,11 @@ def linear_bf16(x_TD: Array, weight_OD: Array, bias_O: Bias = None) -> Array:
 
 
 def linear_each(x_TD: Array, weights: Sequence[Array], biases: Sequence[Bias], *, is_bf16: bool) -> list[Array]:
-    """The same rows times each of some matrices of one stored type."""
+    """The same rows times each of some matrices of one stored type.
+
+    Raises ValueError where the rows are not as long as the matrices'.
+    """
+    check_widths(x_TD, weights)
     if not all(is_readable(weight_OD, is_bf16=is_bf16) for weight_OD in weights):
         return [
             converted_linear(x_TD, weight_OD, bias_O, is_bf16=is_bf16)
@@ -63,8 +68,9 @@ def converted_linear(x_TD: Array, weight_OD: Array, bias_O: Bias, *, is_bf16: bo
 
 
 def gated_linear(x_TD: Array, gate_FD: Array, up_FD: Array, *, is_bf16: bool) -> Array:
-    """GeGLU, gelu(x @ gate.T) * (x @ up.T); see model/ops.py, gated_linear."""
+    """GeGLU, gelu(x @ gate.T) * (x @ up.T); see model/ops.py, gated_linear. Raises as `linear_each`."""
     weights = [gate_FD, up_FD]
+    check_widths(x_TD, weights)
     is_one_type = gate_FD.dtype == up_FD.dtype  # which the kernel for both needs
     if not (is_one_type and all(is_readable(weight_FD, is_bf16=is_bf16) for weight_FD in weights)):
         gate_TF, up_TF = (linear_each(x_TD, [weight_FD], [None], is_bf16=is_bf16)[0] for weight_FD in weights)

@@ -59,7 +59,7 @@ def make_float_loop(processor: Cpu, product: Any) -> Any:
 
 
 def make_integer_loop(processor: Cpu) -> Any:
-    """The same with int8 products. Each sum is a factor too: LLVM would work out a sum of equal products."""
+    """The same with int8 products. The sums are the inputs too: LLVM would work out a sum of equal products."""
 
     def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         operand, turns, out = arguments
@@ -148,7 +148,7 @@ def read_streams(words_W, out_IW, threads):  # type: ignore[no-untyped-def]
 def multiply_repeatedly(kind: str, turns: int) -> Arithmetic:
     """Multiply `turns` times in registers on every thread; `kind` is f32, bf16 or int8."""
     lanes, threads, features = cpu().lanes, num_threads(), cpu()
-    operand_W = np.zeros(lanes, np.uint32)  # products of zero: the sums stay what they are
+    operand_W = np.zeros(lanes, np.uint32)  # float sums stay what they are; what becomes of others matters to nobody
     multiply_in_registers(KINDS[kind], turns, operand_W, rows_for(threads), threads)
     is_emulated = {"f32": not features.fused, "bf16": not features.bf16_dot, "int8": not features.int8_dot}[kind]
     return Arithmetic(threads * turns * num_sums(features) * lanes * 2 * PRODUCTS_IN_WORD[kind], is_emulated)

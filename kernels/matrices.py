@@ -1,5 +1,8 @@
 """Several matrices that read the same rows, query, key and value say: one piece of work, in which no thread waits."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from pg2ref.kernels.compiling import inlined
 from pg2ref.kernels.simd.machine import take
 from pg2ref.kernels.stored import Array
@@ -26,6 +29,13 @@ def are_alike(arrays: list[Array]) -> bool:
     return all(
         other.flags.writeable == flags.writeable and other.flags.aligned == flags.aligned for other in arrays[1:]
     )
+
+
+def check_widths(x_TD: Array, weights: Sequence[Any]) -> None:
+    """Kernels go by addresses and would read beyond: raises ValueError as NumPy does for its own product."""
+    for weight in weights:
+        if x_TD.ndim != 2 or x_TD.shape[1] != weight.shape[1]:
+            raise ValueError(f"expected rows (T, {weight.shape[1]}) for weights {weight.shape}, got {x_TD.shape}")
 
 
 def as_tuple(arrays: list[Array]) -> tuple[Array, ...]:

@@ -86,8 +86,8 @@ def multiply(
     """All rows times `count` panels, in tiles of as many rows as the registers hold. Strides are in bytes.
 
     `begin`: as in simd/tile.py. `pairs`: words of two bf16. Meanwhile the weights of the next panels at `next_w`, as
-    many rows of `fetch` bytes, come closer, and the rows of the next tile with their sums: that comes to six hundredths
-    of the time, as the third cache, where they lie, notices a new row of x too late.
+    many rows of `fetch` bytes, come closer, and so do the rows of the next tile with their sums. They lie in the third
+    cache, and the processor foresees a row only after its first numbers: on AVX2 this saves 6 to 10 % of the time.
     """
     t, fetched = 0, 0
     while t < num_rows:
@@ -95,15 +95,15 @@ def multiply(
         tile_rows = TILE_ROWS if left >= TILE_ROWS else 4 if left >= 4 else 2 if left >= 2 else 1
         rows, ours, place = x + t * x_stride, begin + t * begin_stride, out + t * out_stride
         next_rows, next_sums = rows + tile_rows * x_stride, ours + tile_rows * begin_stride
+        coming = min(tile_rows, left - tile_rows)
         for p in range(count):
             if fetched < count * PANEL:
                 fetch_lines(next_w + fetched * w_stride, fetch)
                 fetched += 1
-            if left > tile_rows:
-                for r in range(p, tile_rows, count):
-                    fetch_lines(next_rows + r * x_stride, steps * 4)
-                for r in range(tile_rows):
-                    fetch_lines(next_sums + r * begin_stride + p * PANEL * 4, PANEL * 4)
+            for r in range(p, coming, count):
+                fetch_lines(next_rows + r * x_stride, steps * 4)
+            for r in range(coming if begin_stride else 0):
+                fetch_lines(next_sums + r * begin_stride + p * PANEL * 4, PANEL * 4)
             weights, right = panel + p * PANEL_BYTES, p * PANEL * 4
             multiply_tile(
                 tile_rows, rows, x_stride, weights, steps, ours + right, begin_stride, place + right, out_stride, pairs

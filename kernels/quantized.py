@@ -12,7 +12,7 @@ from numba import prange
 
 from pg2ref.kernels.compiling import inlined, kernel, num_threads, run
 from pg2ref.kernels.exponential import gelu_float32
-from pg2ref.kernels.matrices import MOST, are_alike, as_tuple, next_share
+from pg2ref.kernels.matrices import MOST, are_alike, as_tuple, check_widths, next_share
 from pg2ref.kernels.results import empty
 from pg2ref.kernels.simd.cpu import cpu
 from pg2ref.kernels.simd.group_tile import GROUP, LANES, make_group_tile
@@ -26,7 +26,7 @@ FEWER_ROWS = 2
 PANEL = VECTORS * LANES  # outputs in a panel: so many blocks of the file beside each other
 SHARE = 4 // VECTORS  # panels that a thread takes at a time
 MANY_ROWS = 96  # from which on the codes that follow are fetched
-MOST_CODE = np.float32(127)
+MOST_CODE = np.float32(127)  # never -128: simd/products.py counts on it
 SMALLEST_INPUT = np.float32(2.0**-100)  # a group of smaller ones is taken for 0: MOST_CODE over them might overflow
 
 tile_all, tile_some, tile_one = (make_group_tile(cpu(), rows, VECTORS) for rows in (TILE_ROWS, FEWER_ROWS, 1))
@@ -168,7 +168,11 @@ def gated_panels(codes_BTX, scales_BTG, corrections_BTG, gate, gates, up, ups, g
 
 
 def linear_each(x_TD: Array, weights: Sequence[Any], biases: Sequence[Array | None]) -> list[Array]:
-    """The same rows times each of some quantised matrices, `x @ weight.T + bias`; their layout: pg2ref/quantized.py."""
+    """The same rows times each of some quantised matrices, `x @ weight.T + bias`; their layout: pg2ref/quantized.py.
+
+    Raises ValueError where the rows are not as long as the matrices'.
+    """
+    check_widths(x_TD, weights)
     x_TD = np.ascontiguousarray(x_TD, np.float32)
     has_bias = {bias is not None for bias in biases}
     alike = are_alike([weight.codes for weight in weights]) and are_alike([weight.scales for weight in weights])
@@ -196,7 +200,8 @@ def quantized_rows(x_TD: Array, zero: int) -> tuple[Array, Array, Array]:
 
 
 def gated_linear(x_TD: Array, gate: Any, up: Any) -> Array:
-    """GeGLU of two quantised matrices of as many bits, gelu(x @ gate.T) * (x @ up.T)."""
+    """GeGLU of two quantised matrices of as many bits, gelu(x @ gate.T) * (x @ up.T); raises as `linear_each`."""
+    check_widths(x_TD, [gate, up])
     inputs = quantized_rows(np.ascontiguousarray(x_TD, np.float32), 1 << (gate.bits - 1))
     blocks, groups, _ = gate.scales.shape
     out_TF = empty((len(x_TD), blocks * LANES))

@@ -84,7 +84,7 @@ class Lease:
 def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32, pool: Pool = POOL) -> Array:
     """As np.empty, and for large arrays quicker: memory that was used before, at the beginning of a cache line."""
     dtype = np.dtype(dtype)
-    size = prod(shape) * dtype.itemsize
+    size = int(prod(shape)) * dtype.itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype)
     return np.asarray(Lease(pool, shape, dtype, rounded_up(size)))

@@ -115,9 +115,14 @@ def widen_rows(weight: Weight, dtype: np.dtype[Any], start: int, stop: int) -> A
 
 
 def pick_rows(weight: Weight, ids_T: Array, dtype: np.dtype[Any]) -> Array:
-    """Row `ids_T[t]` for each t, `rows_TD`: how an embedding is read. Other rows are not touched."""
+    """Row `ids_T[t]` for each t, `rows_TD`: how an embedding is read. Other rows are not touched.
+
+    Raises IndexError: an id is no row of the weight.
+    """
     if not isinstance(weight, QuantizedMatrix):
         return widen(weight[ids_T], dtype)
+    if ids_T.size and not 0 <= ids_T.min() <= ids_T.max() < weight.shape[0]:
+        raise IndexError(f"expected rows 0 to {weight.shape[0] - 1}, got {ids_T.min()} to {ids_T.max()}")
     block_T, output_T = np.divmod(ids_T, BLOCK_OUTPUTS)
     return _unpack(weight.codes[block_T, :, output_T], weight.scales[block_T, :, output_T], weight, dtype)
 

@@ -55,6 +55,10 @@ def test_places_in_a_page_differ():
     assert len({address(array) % 4096 for array in arrays}) > 32
 
 
+def test_dimensions_may_be_numpys_own():
+    assert empty((np.int64(1000), 1000)).shape == (1000, 1000)
+
+
 def test_small_arrays_are_numpys():
     assert empty((10, 10)).base is None
     assert empty((0, 10)).shape == (0, 10)

@@ -84,6 +84,16 @@ def test_company_changes_nothing(bits: int, rows: int, rng: np.random.Generator)
         np.testing.assert_array_equal(multiply(x_TD[t : t + 1], matrix)[0], together[t])
 
 
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("length", [64, 160])
+def test_rows_of_the_wrong_length_are_refused(table: str, bits: int, length: int) -> None:
+    ops, matrix = TABLES[table](bits), quantize_matrix(np.ones((40, 128), np.float32), bits)
+    for multiply in (ops.linear, lambda x, weight: ops.gated_linear(x, weight, weight)):
+        with pytest.raises(ValueError, match=str(length)):
+            multiply(np.ones((3, length), np.float32), matrix)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("code", [0, 255])
 @pytest.mark.parametrize("rows", [1, 2, 9])

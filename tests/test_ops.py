@@ -282,6 +282,15 @@ def test_linear_each_is_linear_for_each(
             np.testing.assert_array_equal(out_TO, ops.linear(x_TD, weight_OD, bias_O))
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("length", [0, 64, 127, 129, 160])
+def test_rows_of_the_wrong_length_are_refused(ops: Ops, dtype: Any, store: Any, rows: int, length: int) -> None:
+    x_TD, weight_OD = np.ones((rows, length), dtype), store(np.ones((40, 128), np.float32))
+    for multiply in (ops.linear, lambda x, weight: ops.gated_linear(x, weight, weight)):
+        with pytest.raises(ValueError, match=str(length)):
+            multiply(x_TD, weight_OD)
+
+
 @pytest.mark.parametrize("cap", [None, 0.5, 5.0, 50.0])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 5)])
 def test_soft_cap(ops: Ops, dtype: Any, cap: float | None, shape: Any, rng: np.random.Generator) -> None:

@@ -61,6 +61,9 @@ def test_rows_of_a_part(bits: int, rng: np.random.Generator) -> None:
     plain = f32_to_bf16(normal(rng, 5, 7))
     np.testing.assert_array_equal(widen_rows(plain, F32, 1, 3), bf16_to_f32(plain)[1:3])
     np.testing.assert_array_equal(pick_rows(plain, np.array([4, 0]), F32), bf16_to_f32(plain)[[4, 0]])
+    for outside in (-1, matrix.shape[0]):  # the last block has rows that only fill it up
+        with pytest.raises(IndexError, match=str(outside)):
+            pick_rows(matrix, np.array([0, outside]), F32)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

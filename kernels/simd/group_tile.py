@@ -4,7 +4,8 @@
 
 A vector holds LANES outputs, in the order of the file (quantized.py of the package says how it lies), so codes go from
 the memory map into a register and straight into the product. Inputs are int8 with a scale for each group. Codes are
-unsigned: the sums start at -zero * sum of x over the group, which stands in the inputs' `corrections`.
+unsigned: where products are those of codes (products.py), -zero * sum of x over the group is added to them, which
+stands in the inputs' `corrections`.
 """
 
 from typing import Any

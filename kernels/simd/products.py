@@ -66,14 +66,18 @@ class Bf16Pairs:
 class Int8Quads:
     """Four unsigned codes and four signed inputs a word, summed in int32 over a group (VPDPBUSD).
 
-    A code of b bits stands for itself less 2 ** (b - 1), which the sums are corrected by. Without the instruction bytes
-    are multiplied in pairs into int16 lanes, where two products of four bits and an int8 are so small that those of a
-    whole group fit: 16 * 15 * 128 = 30,720 < 2 ** 15. Of codes of eight bits but one pair does, and only if its codes
-    are at most 128: a code becomes the magnitude of what it stands for, and its sign goes over to the inputs.
+    A code of b bits stands for itself less 2 ** (b - 1), so sums of codes need a correction. Inputs are -127 to 127.
+    Without the instruction bytes are multiplied in pairs into int16 lanes, where the products of four bits and an input
+    are so small that those of a whole group fit: 16 * 15 * 127 = 30,480 < 2 ** 15. Of eight bits one pair does, once a
+    code has become the magnitude of what it stands for, 128 at most, and the inputs have its sign: 2 * 128 * 127 =
+    32,512. Such sums need no correction.
     """
 
     def in_turn(self, cpu: Cpu, rows: int, bits: int) -> list[tuple[int, int]]:
-        """The order for two words and some rows: (word, row). Where their products are added, both of a row follow."""
+        """The order for two words and some rows: (word, row). All rows of a word, as it takes registers until the last.
+
+        But where two products of a row are added before they join its sums, the one follows the other.
+        """
         if cpu.int8_dot or bits == 8:
             return [(word, row) for word in range(2) for row in range(rows)]
         return [(word, row) for row in range(rows) for word in range(2)]

@@ -156,7 +156,10 @@ class Emitter:
         return self.builder.bitcast(magnitudes, self.integers)
 
     def with_signs(self, numbers: Any, signs: Any) -> Any:
-        """The signed bytes of words, negated where those of `signs` are negative (VPSIGNB, if 0 times 0 follows)."""
+        """The signed bytes of words, negated where those of `signs` are negative: -128 is none of them.
+
+        VPSIGNB gives 0 where a sign is 0: harmless, as what follows is a product with its magnitude.
+        """
         if self.has_bytes() and self.cpu.lanes == 8:
             return self.builder.bitcast(self.in_pieces("avx2.psign.b", I8, I8, numbers, signs), self.integers)
         numbers, signs = (self.builder.bitcast(words, self.bytes) for words in (numbers, signs))

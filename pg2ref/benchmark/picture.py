@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pg2ref.benchmark.report import Limit, Measure, Report
 from pg2ref.errors import Pg2RefError, UsageError
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf")
 WIDTH_PX, MARGIN_PX = 1000, 30
 NAME_PX, BAR_PX, ROW_PX = 110, 470, 54  # the column of names, the full bar, the distance of two bars
 BAR_HEIGHT_PX, TITLE_PX = 30, 84
@@ -81,10 +82,8 @@ def _limit_in_words(limit: Limit) -> str:
 
 def check_path(path: Path) -> None:
     """Raises UsageError where no picture could be written: worth knowing before anything is measured."""
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise UsageError(
-            f"--plot {path}: expected the name of a picture, `bench.png` say, got the ending {path.suffix!r}"
-        )
+    if path.suffix.lower() not in ENDINGS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {', '.join(ENDINGS)}, got {path.suffix!r}")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: expected a folder that exists, {path.parent} does not; make it first")
 

@@ -35,7 +35,11 @@ def linear(x_TD: Array, weight_OD: Weight, bias_O: Array | None = None) -> Array
 
     `weight_OD` lies as in the file: bf16 bits, float16, float32 or float64, one row an output, or quantised. Of a
     quantised matrix this is what it means: codes times scales, with the rows of x as they are.
+
+    Raises ValueError where the rows are not as long as the matrix's.
     """
+    if x_TD.shape[1] != weight_OD.shape[1]:
+        raise ValueError(f"expected rows (T, {weight_OD.shape[1]}) for weights {weight_OD.shape}, got {x_TD.shape}")
     out_TO = np.empty((x_TD.shape[0], weight_OD.shape[0]), x_TD.dtype)
     step = max(1, BLOCK_WEIGHTS // weight_OD.shape[1])
     for start in range(0, weight_OD.shape[0], step):
