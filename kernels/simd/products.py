@@ -108,9 +108,7 @@ class Int8Quads:
         """The int32 sums of a group."""
         if e.cpu.int8_dot or bits == 8:
             return sums
-        words, half = e.builder.bitcast(sums, e.integers), e.integer(16)
-        even = e.builder.ashr(e.builder.shl(words, half), half)
-        return e.builder.add(correction, e.builder.add(even, e.builder.ashr(words, half)))
+        return e.builder.add(correction, e.add_neighbours(sums))
 
 
 FLOAT32, BF16_PAIRS, INT8_QUADS = Float32(), Bf16Pairs(), Int8Quads()
