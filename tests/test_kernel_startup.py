@@ -57,13 +57,13 @@ def test_a_changed_tile_is_compiled_anew_and_said_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource usage")
 def test_a_second_process_is_soon_at_its_first_kernel(tmp_path: Path) -> None:
-    """In seconds of the processor, the least of three: one, where importing Numba alone takes no more than 0.4.
+    """In seconds of the processor, beside those of importing Numba alone, the least of three: 0.73 beside 0.45, say.
 
-    On a slower machine it is judged beside that import: 0.73 beside 0.45, say.
+    Within one second where that import takes no more than 0.4: the rest is the machine's.
     """
     variables = {"NUMBA_CACHE_DIR": str(tmp_path)}
     assert run(FIRST_KERNEL_PROGRAM, **variables)[1] == 1
     runs = [run(FIRST_KERNEL_PROGRAM, **variables) for _ in range(3)]
     assert [lines for _, lines in runs] == [0, 0, 0]
     alone = min(float(run(SECONDS_PROGRAM.format(""), **variables)[0]) for _ in range(3))
-    assert min(float(seconds) for seconds, _ in runs) < max(1.0, 2.5 * alone)
+    assert min(float(seconds) for seconds, _ in runs) < 2.5 * alone

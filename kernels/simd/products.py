@@ -87,7 +87,7 @@ class Int8Quads:
         if e.cpu.int8_dot or bits == 4:
             return (words,)
         signed = e.builder.xor(words, e.integer(0x80808080))
-        return e.magnitudes(signed), signed
+        return e.with_signs(signed, signed), signed  # magnitudes
 
     def start(self, e: Emitter, correction: Any, bits: int) -> Any:
         """What the sums of a group begin with."""

@@ -147,16 +147,8 @@ class Emitter:
         words, half = self.builder.bitcast(shorts, self.integers), self.integer(16)
         return self.builder.add(self.builder.ashr(self.builder.shl(words, half), half), self.builder.ashr(words, half))
 
-    def magnitudes(self, words: Any) -> Any:
-        """The signed bytes of words without their signs, as unsigned ones: 128 for -128."""
-        signed = self.builder.bitcast(words, self.bytes)
-        nothing = ir.Constant(self.bytes, None)
-        negative = self.builder.icmp_signed("<", signed, nothing)
-        magnitudes = self.builder.select(negative, self.builder.sub(nothing, signed), signed)
-        return self.builder.bitcast(magnitudes, self.integers)
-
     def with_signs(self, numbers: Any, signs: Any) -> Any:
-        """The signed bytes of words, negated where those of `signs` are negative: -128 is none of them.
+        """The signed bytes of words, negated where those of `signs` are negative; of -128 the bits stay, 128 unsigned.
 
         VPSIGNB gives 0 where a sign is 0: harmless, as what follows is a product with its magnitude.
         """
